@@ -1,0 +1,1 @@
+"""Training of LaCo vision-language models: data, stages and recipes."""

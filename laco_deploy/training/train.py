@@ -1,0 +1,192 @@
+"""Train a recipe from scratch: data, tokenizer, model, `transformers.Trainer`, test, checkpoint."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainingArguments, set_seed
+
+from laco_deploy.model import LacoForConditionalGeneration
+from laco_deploy.model.checkpoint import check_replaceable, save_checkpoint
+from laco_deploy.training.card import training_card
+from laco_deploy.training.data import make_dataset
+from laco_deploy.training.dataset import ChatDataset, Collator, Sample, read_samples
+from laco_deploy.training.evaluation import Score, evaluate
+from laco_deploy.training.progress import Progress
+from laco_deploy.training.recipes import Recipe
+from laco_deploy.training.tokenizer import IMAGE_TOKEN, train_tokenizer
+from laco_runtimes.errors import ArgumentError
+from laco_runtimes.prompt import DEFAULT_SYSTEM, chatml, load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a training run left: the checkpoint, its test scores and its losses."""
+
+    path: Path
+    scores: tuple[Score, ...]
+    losses: tuple[tuple[int, float], ...]
+    """(step, mean training loss since the entry before)."""
+    minutes: float
+    """Training alone, without making the data and without the test."""
+
+
+def train(
+    recipe: Recipe,
+    *,
+    out: Path,
+    data: Path,
+    seed: int = 0,
+    steps: int | None = None,
+    workers: int = 2,
+    command: str = "",
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Make the data where they are missing, train, test and write a checkpoint folder.
+
+    The same recipe, seed and package versions on the same kind of CPU give the same model.
+
+    Args:
+        recipe: shapes, data and schedule.
+        out: checkpoint folder; complete or absent afterwards.
+        data: data set folder, made (or reused when its settings are the same).
+        seed: of the data, the weights and the order of samples.
+        steps: other than the recipe's, with the schedule stretched or shrunk to them.
+        workers: processes that render the data.
+        command: recorded in the model card.
+        progress: shows what is going on; None is silent.
+
+    Raises:
+        ArgumentError: `steps` below 1.
+        CheckpointError: `out` exists and is not a checkpoint.
+        DataError: `data` holds another data set.
+    """
+    if steps is not None:
+        if steps < 1:
+            raise ArgumentError(f"{steps} training steps are too few. Ask for 1 or more.")
+        recipe = replace(recipe, steps=steps, warmup_steps=min(recipe.warmup_steps, steps // 2))
+    check_replaceable(out)
+    progress = progress or Progress()
+    with progress.task("pictures and questions") as advance:
+        make_dataset(
+            data,
+            counts=recipe.counts,
+            groups=recipe.groups,
+            seed=seed,
+            workers=workers,
+            progress=advance,
+        )
+    samples = {split: read_samples(data / f"{split}.json") for split in ("train", "test")}
+    set_seed(seed)
+    tokenizer = train_tokenizer(_corpus(samples["train"]), recipe.vocab_size)
+    ids = tokenizer.convert_tokens_to_ids([IMAGE_TOKEN, "<|im_end|>", "<|endoftext|>"])
+    config = recipe.config(image_token_id=ids[0], eos_token_id=ids[1], pad_token_id=ids[2])
+    model = LacoForConditionalGeneration(config)
+    preprocessing = recipe.preprocessing()
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer.save_pretrained(scratch)
+        plain = load_tokenizer(Path(scratch) / "tokenizer.json")
+    template = chatml(plain, image_token_id=config.image_token_id)
+    dataset = ChatDataset(
+        samples["train"], plain, template, preprocessing, config.tokens_per_tile
+    )
+    started = time.perf_counter()
+    losses = _fit(model, dataset, Collator(preprocessing, ids[2]), recipe, seed, progress)
+    minutes = (time.perf_counter() - started) / 60
+    with progress.task("test questions") as advance:
+        scores = evaluate(
+            model, samples["test"], plain, template, preprocessing, progress=advance
+        )
+    record = _record(recipe, seed, command, minutes, losses, scores)
+    save_checkpoint(
+        out,
+        model=model,
+        tokenizer=tokenizer,
+        preprocessing=preprocessing,
+        extra_files={
+            "training.json": json.dumps(record, indent=2) + "\n",
+            "README.md": training_card(record, model),
+        },
+    )
+    return TrainResult(out, tuple(scores), losses, minutes)
+
+
+def _corpus(samples: list[Sample]) -> list[str]:
+    # The frame of every prompt counts as often as the questions, so that it becomes few tokens.
+    frame = ["system", "user", "assistant", "\n", DEFAULT_SYSTEM]
+    texts = [text for s in samples for turn in s.turns for text in (turn.prompt, turn.answer)]
+    return frame * len(samples) + texts
+
+
+def _fit(
+    model: LacoForConditionalGeneration,
+    dataset: ChatDataset,
+    collator: Collator,
+    recipe: Recipe,
+    seed: int,
+    progress: Progress,
+) -> tuple[tuple[int, float], ...]:
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            max_steps=recipe.steps,
+            per_device_train_batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=recipe.warmup_steps,
+            weight_decay=recipe.weight_decay,
+            adam_beta2=0.95,
+            max_grad_norm=1.0,
+            logging_steps=recipe.log_every,
+            save_strategy="no",
+            report_to=[],
+            seed=seed,
+            remove_unused_columns=False,
+            disable_tqdm=True,
+        )
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=dataset,
+            data_collator=collator,
+            callbacks=[progress.trainer_callback()],
+        )
+        # The stock callback prints a raw dict per log line; ours shows the same in the bar.
+        for callback in list(trainer.callback_handler.callbacks):
+            if type(callback).__name__ == "PrinterCallback":
+                trainer.remove_callback(callback)
+        trainer.train()
+    return tuple(
+        (int(entry["step"]), float(entry["loss"]))
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    )
+
+
+def _record(
+    recipe: Recipe,
+    seed: int,
+    command: str,
+    minutes: float,
+    losses: tuple[tuple[int, float], ...],
+    scores: list[Score],
+) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    return {
+        "command": command,
+        "seed": seed,
+        "minutes": round(minutes, 1),
+        "recipe": asdict(recipe),
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
+        "test": [asdict(score) for score in scores],
+        "losses": [[step, round(loss, 4)] for step, loss in losses],
+    }
+
+
+__all__ = ["TrainResult", "train"]

@@ -1,0 +1,85 @@
+"""Every error laco-deploy raises for something a user can mend.
+
+One root, `LacoError`, for `except` in an application; each leaf also inherits the builtin a stranger
+would catch. A message says what is wrong and then what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class LacoError(Exception):
+    """Root of all errors raised on purpose by laco-deploy. `exit_code` is what the commands return."""
+
+    exit_code = 1
+
+
+class ArgumentError(LacoError, ValueError):
+    """An argument that cannot be honoured: unknown target, contradictory options, empty prompt."""
+
+    exit_code = 2
+
+
+class ImageError(LacoError, ValueError):
+    """An image that is missing, damaged, of a kind that is not read, or of an absurd size."""
+
+
+class ImageFileNotFoundError(ImageError, FileNotFoundError):
+    """An image path that does not exist."""
+
+
+class BundleError(LacoError, ValueError):
+    """A bundle folder that is incomplete, damaged, of another format, or was tampered with."""
+
+
+class BundleNotFoundError(BundleError, FileNotFoundError):
+    """A bundle path that does not exist or holds no manifest."""
+
+
+class CheckpointError(LacoError, ValueError):
+    """A checkpoint folder without weights, with foreign weights, or of another architecture."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """A checkpoint path that does not exist or holds no `config.json`."""
+
+
+class ConfigError(LacoError, ValueError):
+    """A model configuration that cannot be built: k out of range, an unknown merger, a misfit width."""
+
+    exit_code = 2
+
+
+class DataError(LacoError, ValueError):
+    """A training data set that cannot be read or must not be overwritten."""
+
+
+class ContextLengthError(LacoError, ValueError):
+    """A prompt that, with its images, does not fit in the model's context."""
+
+
+class MissingPackageError(LacoError, ImportError):
+    """A package that an optional part needs is not installed.
+
+    Args:
+        package: the import name that failed.
+        extra: the extra of laco-deploy that brings it.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is not installed. Install it with: pip install 'laco-deploy[{extra}]'"
+        )
+
+
+class EngineError(LacoError, RuntimeError):
+    """An engine refused a graph, a device or an input, or failed while running."""
+
+
+class ExportError(LacoError, RuntimeError):
+    """A model could not be written as a graph or compiled for a target."""
+
+
+class ParityError(ExportError):
+    """The exported engine does not answer as the PyTorch model does; no bundle was written."""
+
+    exit_code = 3

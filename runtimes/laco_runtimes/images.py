@@ -1,0 +1,169 @@
+"""From whatever a user has to the pixels an encoder expects; the same code trains, exports and runs."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import Field
+
+from laco_runtimes.errors import ImageError, ImageFileNotFoundError
+
+ImageSource = str | os.PathLike[str] | bytes | NDArray[np.uint8] | Image.Image
+"""A path, the bytes of a file, an RGB array [H, W, 3] of uint8, or a PIL image."""
+
+READ_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+"""Formats that are decoded. Few on purpose: every further decoder is attack surface."""
+
+MAX_PIXELS = 100_000_000
+"""Larger images are refused before they are decoded: 300 MB as RGB."""
+
+MAX_FILE_BYTES = 200_000_000
+
+Unit = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes one tile: squashed to a square, scaled to 0..1, normalised per channel."""
+
+    image_size: Annotated[int, Field(ge=1)]
+    """S, side of the tile in pixels."""
+    mean: tuple[float, float, float]
+    """Channel means (R, G, B) on the 0..1 scale."""
+    std: tuple[Unit, Unit, Unit]
+    """Channel standard deviations (R, G, B) on the 0..1 scale."""
+    resample: Literal["bicubic"] = "bicubic"
+    """Pillow's antialiased bicubic."""
+
+
+def load_image(source: ImageSource) -> Image.Image:
+    """Decode an image to RGB, upright (EXIF orientation applied), transparency on white.
+
+    Raises:
+        ImageFileNotFoundError: no file at that path.
+        ImageError: not an image of a known format, truncated, empty, over `MAX_PIXELS`, or an array
+            of another shape or type.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(source)
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _decode(bytes(source), "the bytes given")
+    if isinstance(source, str | os.PathLike):
+        return _decode(_read(Path(source)), f"{str(source)!r}")
+    raise ImageError(
+        f"an image cannot be read from {type(source).__name__}. "
+        "Give a path, bytes, an RGB array [H, W, 3] of uint8, or a PIL image."
+    )
+
+
+def resize_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """Squash an RGB image to [size, size, 3]. No crop: nothing at the border is lost."""
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image, dtype=np.uint8)
+
+
+def normalise(pixels: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.float32]:
+    """[S, S, 3] of uint8 to [3, S, S] of float32, (value / 255 - mean) / std."""
+    scale = (1.0 / (255.0 * np.asarray(spec.std))).astype(np.float32)
+    shift = (np.asarray(spec.mean) / np.asarray(spec.std)).astype(np.float32)
+    return np.ascontiguousarray((pixels.astype(np.float32) * scale - shift).transpose(2, 0, 1))
+
+
+def preprocess(image: Image.Image, spec: Preprocessing) -> NDArray[np.float32]:
+    """One RGB image to one tile of pixel values, [1, 3, S, S] float32."""
+    return normalise(resize_square(image, spec.image_size), spec)[None]
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise ImageFileNotFoundError(f"there is no image file at '{path}'. Check the path.")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ImageError(
+            f"'{path}' is larger than {MAX_FILE_BYTES // 1_000_000} MB. Scale the image down first."
+        )
+    return path.read_bytes()
+
+
+def _decode(data: bytes, what: str) -> Image.Image:
+    if not data:
+        raise ImageError(f"{what} is empty. Give the contents of an image file.")
+    try:
+        with warnings.catch_warnings():
+            # Our own limit below is stricter than Pillow's warning.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=READ_FORMATS)
+            _check_size(*image.size)
+            image.load()
+            return _to_rgb(image)
+    except Image.DecompressionBombError:
+        raise ImageError(_too_large(what)) from None
+    except UnidentifiedImageError:
+        # Pillow's own text holds a memory address, so it is not passed on.
+        raise ImageError(
+            f"{what} is not an image in a known format. Convert it to one of {', '.join(READ_FORMATS)}."
+        ) from None
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(
+            f"{what} is damaged or cut short and cannot be decoded. Save or copy the image again."
+        ) from None
+
+
+def _from_array(array: NDArray[np.uint8]) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ImageError(
+            f"an image array must be uint8 of shape [H, W, 3] in RGB order, not {array.dtype} of "
+            f"{list(array.shape)}. Convert it first."
+        )
+    _check_size(array.shape[1], array.shape[0])
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    _check_size(*image.size)
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(background, image)
+    elif image.mode.startswith("I;16") or image.mode == "I":
+        # Pillow would clip 16-bit greys to 255; keep their range instead.
+        grey = np.asarray(image).astype(np.int64) >> 8
+        image = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(f"an image of {width}x{height} pixels is empty. Give a real image.")
+    if width * height > MAX_PIXELS:
+        raise ImageError(_too_large(f"an image of {width}x{height} pixels"))
+
+
+def _too_large(what: str) -> str:
+    return (
+        f"{what} is over the limit of {MAX_PIXELS // 1_000_000} megapixels. "
+        "Scale the image down first."
+    )
+
+
+__all__ = [
+    "ImageSource",
+    "Preprocessing",
+    "load_image",
+    "normalise",
+    "preprocess",
+    "resize_square",
+]

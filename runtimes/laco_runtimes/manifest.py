@@ -1,0 +1,168 @@
+"""`laco.json`: everything a runtime needs to know about a bundle, as a strict schema."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from laco_runtimes.images import Preprocessing
+from laco_runtimes.prompt import PromptTemplate
+
+MANIFEST_NAME = "laco.json"
+FORMAT_VERSION = 1
+MAIN_VARIANT = "laco"
+
+Count = Annotated[int, Field(ge=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# One flat rule for every path in a bundle: relative, plain names, no way up or out.
+RelativePath = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$"),
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FileEntry(_Strict):
+    """One file of the bundle; `size` in bytes."""
+
+    path: RelativePath
+    size: Annotated[int, Field(ge=0)]
+    sha256: Sha256
+
+
+class LanguageFacts(_Strict):
+    """Shapes of the language model's graphs and of its KV cache."""
+
+    model_type: str
+    layers: Count
+    hidden_size: Count
+    """D."""
+    kv_heads: Count
+    head_dim: Count
+    vocab_size: Count
+    max_positions: Count
+    """Longest prompt plus answer, in tokens."""
+
+
+class VisionFacts(_Strict):
+    """The encoder before any merger."""
+
+    model_type: str
+    blocks: Count
+    """L."""
+    width: Count
+    """C."""
+    image_size: Count
+    patch_size: Count
+
+
+class MergerFacts(_Strict):
+    """One merger: `ratio` x `ratio` tokens become one after block `after_block` (from 1)."""
+
+    kind: str
+    after_block: Count
+    ratio: Annotated[int, Field(ge=2)]
+
+
+class Variant(_Strict):
+    """One vision encoder of the bundle; the language model is shared by all."""
+
+    name: str
+    mergers: tuple[MergerFacts, ...]
+    merged_grid: tuple[Count, Count]
+    """(H', W') of the visual tokens of one tile."""
+    vision_encoder: RelativePath
+    """The file the target's engine loads."""
+    latency_only: bool
+    """True for a baseline whose weights were not trained this way: right about time, not words."""
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """N'."""
+        return self.merged_grid[0] * self.merged_grid[1]
+
+
+class Parity(_Strict):
+    """What the export's comparison with PyTorch found, on the target engine."""
+
+    images: Count
+    visual_token_cosine_min: float
+    visual_token_cosine_mean: float
+    logits_max_abs_difference: float
+    greedy_tokens: Count
+    """Tokens compared per image, at most; an answer may end earlier."""
+    greedy_identical: int
+    """Images whose free greedy answer is PyTorch's, token for token."""
+
+
+class BundleFacts(_Strict):
+    """What an exporter knows before the bundle is sealed: all of `laco.json` but the file list."""
+
+    format_version: Literal[1]
+    created_by: str
+    target: str
+    """Name of the engine it was compiled for: `onnxruntime`, `openvino`."""
+    precision: dict[str, str]
+    """Precision of the weights of `vision_encoder`, `embed_tokens` and `decoder`."""
+    language: LanguageFacts
+    vision: VisionFacts
+    preprocessing: Preprocessing
+    prompt: PromptTemplate
+    embed_tokens: RelativePath
+    decoder: RelativePath
+    variants: tuple[Variant, ...]
+    parity: Parity
+    versions: dict[str, str]
+    """Packages that wrote the bundle."""
+
+    @model_validator(mode="after")
+    def _consistent_facts(self) -> Self:
+        names = [variant.name for variant in self.variants]
+        if not names or names[0] != MAIN_VARIANT or len(set(names)) != len(names):
+            raise ValueError(f"variants must be distinct and begin with {MAIN_VARIANT!r}")
+        if missing := sorted({"vision_encoder", "embed_tokens", "decoder"} - set(self.precision)):
+            raise ValueError(f"precision of {missing[0]!r} is not given")
+        if self.preprocessing.image_size != self.vision.image_size:
+            raise ValueError("preprocessing and vision encoder differ in image_size")
+        return self
+
+
+class Manifest(BundleFacts):
+    """The whole of `laco.json`.
+
+    Raises:
+        pydantic.ValidationError: unknown or missing keys, values out of range, a path that leaves
+            the bundle, or a graph that is not in the list of files.
+    """
+
+    files: tuple[FileEntry, ...]
+    """Every file of the bundle but this one."""
+
+    @model_validator(mode="after")
+    def _consistent_files(self) -> Self:
+        listed = [entry.path for entry in self.files]
+        if len(set(listed)) != len(listed):
+            raise ValueError("a file is listed twice")
+        named = [self.embed_tokens, self.decoder, *(v.vision_encoder for v in self.variants)]
+        if missing := sorted(set(named) - set(listed)):
+            raise ValueError(f"graph {missing[0]!r} is not in the list of files")
+        return self
+
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MAIN_VARIANT",
+    "MANIFEST_NAME",
+    "BundleFacts",
+    "FileEntry",
+    "LanguageFacts",
+    "Manifest",
+    "MergerFacts",
+    "Parity",
+    "Variant",
+    "VisionFacts",
+]
