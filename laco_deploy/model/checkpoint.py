@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
@@ -34,7 +36,7 @@ class Checkpoint:
     @property
     def config(self) -> LacoConfig:
         """The model's configuration."""
-        return self.model.config  # type: ignore[no-any-return]
+        return cast(LacoConfig, self.model.config)
 
     @property
     def tokenizer_path(self) -> Path:
@@ -65,12 +67,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     model = _read_model(root, config)
     for name in ("tokenizer.json", "preprocessor_config.json"):
         if not (root / name).is_file():
-            raise CheckpointError(f"'{root}' holds no {name}. Copy it from the original checkpoint.")
+            raise CheckpointError(
+                f"'{root}' holds no {name}. Copy it from the original checkpoint."
+            )
     tokenizer = load_tokenizer(root / "tokenizer.json")
     return Checkpoint(
         root=root,
         model=model.eval(),
-        preprocessing=_read_preprocessing(root, int(config.vision.image_size)),
+        preprocessing=_read_preprocessing(root, config.image_size),
         template=chatml(tokenizer, image_token_id=config.image_token_id),
     )
 
@@ -81,7 +85,7 @@ def save_checkpoint(
     model: LacoForConditionalGeneration,
     tokenizer: PreTrainedTokenizerBase,
     preprocessing: Preprocessing,
-    extra_files: dict[str, str] | None = None,
+    extra: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a checkpoint folder; it appears under its name only when complete.
 
@@ -90,7 +94,7 @@ def save_checkpoint(
         model: saved as safetensors.
         tokenizer: saved in the Hugging Face layout.
         preprocessing: saved as `preprocessor_config.json`.
-        extra_files: further text files by name, such as the model card.
+        extra: called with the unfinished folder to add further files, such as the model card.
 
     Raises:
         CheckpointError: `out` exists and is not a checkpoint.
@@ -100,7 +104,10 @@ def save_checkpoint(
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        model.save_pretrained(temporary)
+        with quiet_transformers():
+            model.save_pretrained(temporary)
+        for file in temporary.iterdir():  # safetensors makes files only the owner may read
+            file.chmod(0o644)
         GenerationConfig(
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
         ).save_pretrained(temporary)
@@ -108,12 +115,24 @@ def save_checkpoint(
         (temporary / "preprocessor_config.json").write_text(
             json.dumps(_preprocessor_config(preprocessing), indent=2) + "\n"
         )
-        for name, text in (extra_files or {}).items():
-            (temporary / name).write_text(text, encoding="utf-8")
+        if extra is not None:
+            extra(temporary)
         temporary.chmod(0o755)
         _swap(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' own progress bars off the terminal; the commands have theirs."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 def check_replaceable(out: Path) -> None:
@@ -122,7 +141,11 @@ def check_replaceable(out: Path) -> None:
     Raises:
         CheckpointError: `out` exists and is neither empty nor a checkpoint.
     """
-    if out.exists() and not (out / "config.json").is_file() and (out.is_file() or any(out.iterdir())):
+    if (
+        out.exists()
+        and not (out / "config.json").is_file()
+        and (out.is_file() or any(out.iterdir()))
+    ):
         raise CheckpointError(
             f"'{out}' exists and is not a checkpoint, so it is left alone. Choose another folder."
         )
@@ -151,30 +174,27 @@ def _read_config(root: Path) -> LacoConfig:
             f"{LacoConfig.model_type!r}. Give a folder that `laco train` wrote."
         )
     try:
-        return LacoConfig.from_pretrained(root, local_files_only=True)  # type: ignore[no-any-return]
+        return LacoConfig.from_pretrained(root, local_files_only=True)
     except ConfigError as error:
         raise CheckpointError(f"'{root / 'config.json'}': {error}") from error
 
 
 def _read_model(root: Path, config: LacoConfig) -> LacoForConditionalGeneration:
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
     try:
-        model, info = LacoForConditionalGeneration.from_pretrained(
-            root,
-            config=config,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with quiet_transformers():
+            loaded: Any = LacoForConditionalGeneration.from_pretrained(
+                root,
+                config=config,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except Exception as error:  # transformers and safetensors raise many kinds
         raise CheckpointError(
             f"the weights in '{root}' cannot be read ({type(error).__name__}). "
             "The file may be damaged: copy it again."
         ) from error
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()
+    model, info = loaded  # output_loading_info makes it a pair
     # transformers fills gaps with random numbers; a deployed model must not have any.
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(map(str, info[kind])):
@@ -182,7 +202,7 @@ def _read_model(root: Path, config: LacoConfig) -> LacoForConditionalGeneration:
                 f"the weights in '{root}' do not fit its config.json: {len(keys)} "
                 f"{kind.replace('_', ' ')}, the first is {keys[0]}. Use the config they belong to."
             )
-    return model  # type: ignore[no-any-return]
+    return cast(LacoForConditionalGeneration, model)
 
 
 def _preprocessor_config(preprocessing: Preprocessing) -> dict[str, Any]:
@@ -210,7 +230,8 @@ def _read_preprocessing(root: Path, image_size: int) -> Preprocessing:
         std_red, std_green, std_blue = map(float, values["image_std"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"'{path}' does not state image_mean and image_std. Copy it from the original checkpoint."
+            f"'{path}' does not state image_mean and image_std. "
+            "Copy it from the original checkpoint."
         ) from error
     # Size comes from the encoder: its position embedding fits no other.
     return Preprocessing(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from huggingface_hub.dataclasses import strict
 from transformers import Aimv2VisionConfig, PreTrainedConfig, Qwen2Config
@@ -42,7 +43,9 @@ class MergerSpec:
             if value not in known:
                 near = difflib.get_close_matches(str(value), known, n=1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise ConfigError(f"unknown merger {name} {value!r}. Known: {', '.join(known)}.{hint}")
+                raise ConfigError(
+                    f"unknown merger {name} {value!r}. Known: {', '.join(known)}.{hint}"
+                )
         if self.ratio < 2:
             raise ConfigError(f"merger ratio is {self.ratio}. It must be at least 2.")
         if self.after_block < 1:
@@ -62,7 +65,7 @@ class MergerSpec:
 
 
 @strict
-class LacoConfig(PreTrainedConfig):  # type: ignore[misc]
+class LacoConfig(PreTrainedConfig):
     """Configuration of `LacoForConditionalGeneration`.
 
     Args:
@@ -102,12 +105,12 @@ class LacoConfig(PreTrainedConfig):  # type: ignore[misc]
     @property
     def vision(self) -> Aimv2VisionConfig:
         """The vision configuration, typed."""
-        return self.vision_config
+        return cast(Aimv2VisionConfig, self.vision_config)
 
     @property
     def text(self) -> Qwen2Config:
         """The language model configuration, typed."""
-        return self.text_config
+        return cast(Qwen2Config, self.text_config)
 
     @property
     def merger_specs(self) -> tuple[MergerSpec, ...]:
@@ -115,9 +118,14 @@ class LacoConfig(PreTrainedConfig):  # type: ignore[misc]
         return tuple(MergerSpec.from_dict(dict(values)) for values in self.mergers or ())
 
     @property
+    def image_size(self) -> int:
+        """S, side of the square input in pixels."""
+        return square_side(self.vision.image_size)
+
+    @property
     def patch_grid(self) -> tuple[int, int]:
         """(H, W) of the patches before any merger."""
-        side = int(self.vision.image_size) // int(self.vision.patch_size)
+        side = self.image_size // square_side(self.vision.patch_size)
         return side, side
 
     @property
@@ -141,8 +149,8 @@ class LacoConfig(PreTrainedConfig):  # type: ignore[misc]
         for spec in self.merger_specs:
             if spec.after_block > blocks:
                 raise ConfigError(
-                    f"merger after_block is {spec.after_block}, but the encoder has {blocks} blocks. "
-                    f"Choose 1 to {blocks}."
+                    f"merger after_block is {spec.after_block}, but the encoder has {blocks} "
+                    f"blocks. Choose 1 to {blocks}."
                 )
             if spec.after_block <= last:
                 raise ConfigError(
@@ -157,4 +165,16 @@ class LacoConfig(PreTrainedConfig):  # type: ignore[misc]
             height, width, last = height // spec.ratio, width // spec.ratio, spec.after_block
 
 
-__all__ = ["LacoConfig", "MergerKind", "MergerNorm", "MergerSpec"]
+def square_side(size: int | Sequence[int]) -> int:
+    """Side of a square that transformers may give as a number or as a pair.
+
+    Raises:
+        ConfigError: the sides differ.
+    """
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise ConfigError(f"an image or patch of {size} is not square. Use a square encoder.")
+    return sides.pop()
+
+
+__all__ = ["LacoConfig", "MergerKind", "MergerNorm", "MergerSpec", "square_side"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def space_to_channel(tokens: Tensor, grid: tuple[int, int], ratio: int) -> Tensor:
-    """Stack each r x r window of patches along the channel axis, in the order (row, column, channel).
+    """Stack each r x r window of patches along the channels, in the order (row, column, channel).
 
     Args:
         tokens: [B, H * W, C], row-major over the grid.
@@ -28,17 +28,15 @@ def space_to_channel(tokens: Tensor, grid: tuple[int, int], ratio: int) -> Tenso
         ratio: r.
 
     Returns:
-        [B, (H / r) * (W / r), r * r * C], windows row-major; channel index = (i * r + j) * C + c for
-        the patch in row i and column j of the window (the order of InternVL's pixel shuffle v2).
+        [B, (H / r) * (W / r), r * r * C], windows row-major; channel index = (i * r + j) * C + c
+        for the patch in row i, column j of the window (as in InternVL's pixel shuffle v2).
     """
     batch, _, channels = tokens.shape
     height, width = grid
     # Rank 4 at most, no gather: inference engines turn this into one strided copy.
     rows = tokens.reshape(batch * (height // ratio), ratio, width // ratio, ratio * channels)
     windows = rows.transpose(1, 2)  # [B * H/r, W/r, r, r * C]
-    return windows.reshape(
-        batch, (height // ratio) * (width // ratio), ratio * ratio * channels
-    )
+    return windows.reshape(batch, (height // ratio) * (width // ratio), ratio * ratio * channels)
 
 
 def window_mean(stacked: Tensor, ratio: int) -> Tensor:
@@ -65,8 +63,8 @@ class ZeroInitLinear(nn.Linear):
 class LacoMerger(nn.Module):
     """Space-to-channel, LayerNorm, a two-layer MLP, plus the window mean (paper eq. 3 to 5).
 
-    The last linear layer starts at zero, so a fresh merger is exactly average pooling and block k + 1
-    sees inputs of the distribution it was trained on.
+    The last linear layer starts at zero, so a fresh merger is exactly average pooling and block
+    k + 1 sees inputs of the distribution it was trained on.
     """
 
     def __init__(self, spec: MergerSpec, width: int, grid: tuple[int, int]) -> None:
@@ -107,4 +105,11 @@ def build_merger(spec: MergerSpec, width: int, grid: tuple[int, int]) -> nn.Modu
     return MERGERS[spec.kind](spec, width, grid)
 
 
-__all__ = ["MERGERS", "LacoMerger", "ZeroInitLinear", "build_merger", "space_to_channel", "window_mean"]
+__all__ = [
+    "MERGERS",
+    "LacoMerger",
+    "ZeroInitLinear",
+    "build_merger",
+    "space_to_channel",
+    "window_mean",
+]

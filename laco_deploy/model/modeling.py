@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.activations import ACT2FN
-from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import ModelOutput
 
 from laco_deploy.model.config import LacoConfig
 from laco_deploy.model.mergers import ZeroInitLinear
@@ -17,7 +18,7 @@ from laco_deploy.model.vision import LacoVisionEncoder
 
 
 @dataclass
-class LacoOutput(ModelOutput):  # type: ignore[misc]
+class LacoOutput(ModelOutput):
     """Output of the whole model; `logits` is [batch, sequence, vocabulary]."""
 
     loss: Tensor | None = None
@@ -38,16 +39,16 @@ class LacoProjector(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map [B, N', C] to [B, N', D]."""
-        return self.linear_2(self.act(self.linear_1(tokens)))  # type: ignore[no-any-return]
+        return self.linear_2(self.act(self.linear_1(tokens)))
 
 
-class LacoPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+class LacoPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation shared by the classes below."""
 
     config_class = LacoConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
@@ -74,7 +75,7 @@ class LacoModel(LacoPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding of the language model."""
-        return self.language_model.get_input_embeddings()  # type: ignore[no-any-return]
+        return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embedding."""
@@ -82,7 +83,7 @@ class LacoModel(LacoPreTrainedModel):
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Visual tokens in language model width: [tiles, 3, S, S] -> [tiles, N', D]."""
-        return self.projector(self.vision_encoder(pixel_values))  # type: ignore[no-any-return]
+        return self.projector(self.vision_encoder(pixel_values))
 
     def forward(
         self,
@@ -127,7 +128,7 @@ class LacoModel(LacoPreTrainedModel):
         )
 
 
-class LacoForConditionalGeneration(LacoPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class LacoForConditionalGeneration(LacoPreTrainedModel, GenerationMixin):
     """The model people train, save, load and generate with."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -203,7 +204,7 @@ class LacoForConditionalGeneration(LacoPreTrainedModel, GenerationMixin):  # typ
             attentions=outputs.attentions,
         )
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: Tensor,
         pixel_values: Tensor | None = None,
@@ -211,7 +212,8 @@ class LacoForConditionalGeneration(LacoPreTrainedModel, GenerationMixin):  # typ
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Hand the images to the first step only; later steps read them from the cache."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+        parent: Any = super()  # typed for a class that mixes it in differently
+        inputs: dict[str, Any] = parent.prepare_inputs_for_generation(
             input_ids, is_first_iteration=is_first_iteration, **kwargs
         )
         if is_first_iteration or not kwargs.get("use_cache", True):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import Aimv2VisionModel, PreTrainedConfig
+from transformers import Aimv2VisionConfig, Aimv2VisionModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class TowerType:
     final_norm: Callable[[Any], nn.Module]
 
 
-def _build_aimv2(config: PreTrainedConfig) -> nn.Module:
+def _build_aimv2(config: Aimv2VisionConfig) -> nn.Module:
     # The pooling head serves image classification; a language model reads the patch tokens.
     config.use_head = False
     return Aimv2VisionModel(config)

@@ -21,7 +21,9 @@ class LacoVisionEncoder(nn.Module):
         super().__init__()
         kind = config.vision.model_type
         if kind not in TOWERS:
-            raise ConfigError(f"unknown vision encoder {kind!r}. Known: {', '.join(sorted(TOWERS))}.")
+            raise ConfigError(
+                f"unknown vision encoder {kind!r}. Known: {', '.join(sorted(TOWERS))}."
+            )
         self.tower_type = TOWERS[kind]
         self.tower = self.tower_type.build(config.vision)
         mergers: dict[str, nn.Module] = {}

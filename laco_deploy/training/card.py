@@ -48,9 +48,9 @@ def training_card(record: dict[str, Any], model: LacoForConditionalGeneration) -
         "",
         f"# laco-{recipe['name']}",
         "",
-        f"A vision-language model of {parameters / 1e6:.1f} million parameters, trained from scratch by "
-        "laco-deploy to try its tools on. It answers short questions about handwritten digits, coloured "
-        "shapes, single words and bar charts, and nothing else.",
+        f"A vision-language model of {parameters / 1e6:.1f} million parameters, trained from "
+        "scratch by laco-deploy to try its tools on. It answers short questions about handwritten "
+        "digits, coloured shapes, single words and bar charts, and nothing else.",
         "",
         f"* Encoder: AIMv2-shaped, {config.vision.num_hidden_layers} blocks x "
         f"{config.vision.hidden_size}, {config.vision.image_size} px, patch "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,30 @@ def read_samples(path: Path) -> list[Sample]:
     if not isinstance(entries, list) or not entries:
         raise DataError(f"'{path}' holds no list of samples. Give a file in the format of LLaVA.")
     return [_sample(entry, index, path) for index, entry in enumerate(entries)]
+
+
+def write_samples(folder: Path, samples: Sequence[Sample]) -> None:
+    """Copy samples with their pictures into a new folder, as `samples.json` and PNG files."""
+    folder.mkdir()
+    entries = []
+    for index, sample in enumerate(samples):
+        name = f"{index:02d}{sample.image.suffix}"
+        shutil.copyfile(sample.image, folder / name)
+        roles = ["human", "gpt"] * len(sample.turns)
+        texts = [text for turn in sample.turns for text in (turn.prompt, turn.answer)]
+        texts[0] = f"{IMAGE_MARKER}\n{texts[0]}"
+        entries.append(
+            {
+                "id": sample.image.stem,
+                "image": name,
+                "conversations": [
+                    {"from": role, "value": text} for role, text in zip(roles, texts, strict=True)
+                ],
+                "group": sample.group,
+                "task": list(sample.tasks),
+            }
+        )
+    (folder / "samples.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
 
 
 def _sample(entry: Any, index: int, path: Path) -> Sample:
@@ -122,7 +147,7 @@ class ChatDataset(Dataset[dict[str, Any]]):
 def encode_sample(
     sample: Sample, tokenizer: Tokenizer, template: PromptTemplate, tokens_per_tile: int
 ) -> tuple[list[int], list[int]]:
-    """Token ids and labels of a dialogue; only answers and the token that ends them are supervised."""
+    """Token ids and labels of a dialogue; only answers and the token behind each are supervised."""
     ids, labels = list(template.system), [IGNORE_INDEX] * len(template.system)
     for number, turn in enumerate(sample.turns):
         images = (tokens_per_tile,) if number == 0 else ()
@@ -142,6 +167,7 @@ class Collator:
     pad_token_id: int
 
     def __call__(self, batch: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Stack samples of a `ChatDataset` into the arguments of the model's `forward`."""
         longest = max(len(item["input_ids"]) for item in batch)
 
         def pad(key: str, value: int) -> Tensor:
@@ -159,4 +185,12 @@ class Collator:
         }
 
 
-__all__ = ["ChatDataset", "Collator", "Sample", "Turn", "encode_sample", "read_samples"]
+__all__ = [
+    "ChatDataset",
+    "Collator",
+    "Sample",
+    "Turn",
+    "encode_sample",
+    "read_samples",
+    "write_samples",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,8 @@ def answer(
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     pixels = np.concatenate([preprocess(load_image(s.image), preprocessing) for s in samples])
-    output = model.generate(
+    generator: Any = model  # `generate` is typed for a class that mixes it in differently
+    output = generator.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         pixel_values=torch.from_numpy(pixels).to(model.device, model.dtype),
@@ -78,7 +80,7 @@ def evaluate(
     batch_size: int = 60,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Score]:
-    """Score each sample's first question: right when the answer is the reference, letter for letter."""
+    """Score each sample's first question: right when answer and reference are the same words."""
     was_training = model.training
     model.eval()
     right: dict[tuple[str, str], list[bool]] = {}

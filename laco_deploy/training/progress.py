@@ -43,7 +43,7 @@ class RichProgress(Progress):
         return _BarCallback()
 
 
-class _BarCallback(TrainerCallback):  # type: ignore[misc]
+class _BarCallback(TrainerCallback):
     def __init__(self) -> None:
         self._bar = _bar()
         self._task = self._bar.add_task("training", total=None)
@@ -56,7 +56,12 @@ class _BarCallback(TrainerCallback):  # type: ignore[misc]
         self._bar.update(self._task, completed=state.global_step)
 
     def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
     ) -> None:
         if logs and "loss" in logs:
             text = f"training, loss {float(logs['loss']):.3f}"

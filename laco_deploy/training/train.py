@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer, TrainingArguments, set_seed
+from transformers.models.aimv2.modeling_aimv2 import build_2d_sinusoidal_position_embedding
 
 from laco_deploy.model import LacoForConditionalGeneration
 from laco_deploy.model.checkpoint import check_replaceable, save_checkpoint
 from laco_deploy.training.card import training_card
 from laco_deploy.training.data import make_dataset
-from laco_deploy.training.dataset import ChatDataset, Collator, Sample, read_samples
+from laco_deploy.training.dataset import (
+    ChatDataset,
+    Collator,
+    Sample,
+    read_samples,
+    write_samples,
+)
 from laco_deploy.training.evaluation import Score, evaluate
 from laco_deploy.training.progress import Progress
 from laco_deploy.training.recipes import Recipe
-from laco_deploy.training.tokenizer import IMAGE_TOKEN, train_tokenizer
+from laco_deploy.training.tokenizer import END_TOKEN, IMAGE_TOKEN, PAD_TOKEN, train_tokenizer
 from laco_runtimes.errors import ArgumentError
 from laco_runtimes.prompt import DEFAULT_SYSTEM, chatml, load_tokenizer
+
+PARITY_FOLDER = "parity"
+"""Test pictures that travel with a checkpoint, for an export to compare engines on."""
+PARITY_IMAGES = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,36 +98,55 @@ def train(
     samples = {split: read_samples(data / f"{split}.json") for split in ("train", "test")}
     set_seed(seed)
     tokenizer = train_tokenizer(_corpus(samples["train"]), recipe.vocab_size)
-    ids = tokenizer.convert_tokens_to_ids([IMAGE_TOKEN, "<|im_end|>", "<|endoftext|>"])
-    config = recipe.config(image_token_id=ids[0], eos_token_id=ids[1], pad_token_id=ids[2])
+    image, end, pad = map(tokenizer.vocab.__getitem__, (IMAGE_TOKEN, END_TOKEN, PAD_TOKEN))
+    config = recipe.config(image_token_id=image, eos_token_id=end, pad_token_id=pad)
     model = LacoForConditionalGeneration(config)
+    _start_positions(model)
     preprocessing = recipe.preprocessing()
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save_pretrained(scratch)
         plain = load_tokenizer(Path(scratch) / "tokenizer.json")
     template = chatml(plain, image_token_id=config.image_token_id)
-    dataset = ChatDataset(
-        samples["train"], plain, template, preprocessing, config.tokens_per_tile
-    )
+    dataset = ChatDataset(samples["train"], plain, template, preprocessing, config.tokens_per_tile)
     started = time.perf_counter()
-    losses = _fit(model, dataset, Collator(preprocessing, ids[2]), recipe, seed, progress)
+    losses = _fit(model, dataset, Collator(preprocessing, pad), recipe, seed, progress)
     minutes = (time.perf_counter() - started) / 60
     with progress.task("test questions") as advance:
-        scores = evaluate(
-            model, samples["test"], plain, template, preprocessing, progress=advance
-        )
+        scores = evaluate(model, samples["test"], plain, template, preprocessing, progress=advance)
     record = _record(recipe, seed, command, minutes, losses, scores)
+
+    def add_records(folder: Path) -> None:
+        (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+        (folder / "README.md").write_text(training_card(record, model), encoding="utf-8")
+        write_samples(folder / PARITY_FOLDER, _spread(samples["test"], PARITY_IMAGES))
+
     save_checkpoint(
-        out,
-        model=model,
-        tokenizer=tokenizer,
-        preprocessing=preprocessing,
-        extra_files={
-            "training.json": json.dumps(record, indent=2) + "\n",
-            "README.md": training_card(record, model),
-        },
+        out, model=model, tokenizer=tokenizer, preprocessing=preprocessing, extra=add_records
     )
     return TrainResult(out, tuple(scores), losses, minutes)
+
+
+def _spread(samples: list[Sample], count: int) -> list[Sample]:
+    """Samples of all tasks in turn, so that each is there as often as any other."""
+    by_task: dict[tuple[str, str], list[Sample]] = {}
+    for sample in samples:
+        by_task.setdefault((sample.group, sample.tasks[0]), []).append(sample)
+    rounds = zip_longest(*(by_task[key] for key in sorted(by_task)))
+    return [sample for row in rounds for sample in row if sample is not None][:count]
+
+
+@torch.no_grad()
+def _start_positions(model: LacoForConditionalGeneration) -> None:
+    """Start the learned positions as sines, as loud as the normalised patches they are added to.
+
+    Left at `initializer_range` they are a thirtieth of the patches, and a tower trained from
+    scratch takes thousands of steps to tell left from right.
+    """
+    embeddings = model.model.vision_encoder.tower.embeddings
+    table = embeddings.position_embedding.weight  # [N, C]
+    height, width = model.config.patch_grid
+    sines = build_2d_sinusoidal_position_embedding(height, width, table.shape[1])
+    table.copy_(sines * math.sqrt(2))  # sine and cosine have a root mean square of 1 / sqrt(2)
 
 
 def _corpus(samples: list[Sample]) -> list[str]:
@@ -148,6 +181,7 @@ def _fit(
             seed=seed,
             remove_unused_columns=False,
             disable_tqdm=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
         )
         trainer = Trainer(
             model=model,

@@ -1,14 +1,14 @@
 """Every error laco-deploy raises for something a user can mend.
 
-One root, `LacoError`, for `except` in an application; each leaf also inherits the builtin a stranger
-would catch. A message says what is wrong and then what to do about it.
+One root, `LacoError`, for `except` in an application; each leaf also inherits the builtin that a
+stranger would catch. A message says what is wrong and then what to do about it.
 """
 
 from __future__ import annotations
 
 
 class LacoError(Exception):
-    """Root of all errors raised on purpose by laco-deploy. `exit_code` is what the commands return."""
+    """Root of all errors raised on purpose. `exit_code` is what the commands return."""
 
     exit_code = 1
 
@@ -44,7 +44,7 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
 
 
 class ConfigError(LacoError, ValueError):
-    """A model configuration that cannot be built: k out of range, an unknown merger, a misfit width."""
+    """A model configuration that cannot be built: k out of range, an unknown merger."""
 
     exit_code = 2
 

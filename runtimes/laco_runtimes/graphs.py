@@ -1,6 +1,6 @@
 """The three graphs of a bundle, declared once: names, types and dimensions of inputs and outputs.
 
-The exporter writes graphs to these declarations, checks them against it, and the engines read by it.
+The exporter writes graphs to these declarations, checks them against it, and engines read by it.
 A dimension is a number where it is static and a name where it is dynamic.
 """
 
@@ -11,7 +11,7 @@ from typing import Literal
 
 from laco_runtimes.manifest import LanguageFacts
 
-DType = Literal["float32", "int64"]
+DType = Literal["float32", "int32", "int64"]
 Dim = int | str
 
 
@@ -64,7 +64,10 @@ def decoder(facts: LanguageFacts) -> GraphSpec:
             TensorSpec("inputs_embeds", "float32", ("batch", "sequence", facts.hidden_size)),
             TensorSpec("attention_mask", "int64", ("batch", "total")),
             TensorSpec("position_ids", "int64", ("batch", "sequence")),
-            *(TensorSpec(name, "float32", cache) for name in cache_names(facts.layers, "past_key_values")),
+            *(
+                TensorSpec(name, "float32", cache)
+                for name in cache_names(facts.layers, "past_key_values")
+            ),
         ),
         (
             TensorSpec("logits", "float32", ("batch", 1, facts.vocab_size)),
@@ -73,9 +76,30 @@ def decoder(facts: LanguageFacts) -> GraphSpec:
     )
 
 
+def stateful_decoder(facts: LanguageFacts) -> GraphSpec:
+    """The decoder with its KV cache inside, as OpenVINO runs it (ReadValue / Assign).
+
+    `beam_idx` names, for each row of the batch, the row whose cache it continues.
+    """
+    plain = decoder(facts)
+    return GraphSpec(
+        "decoder",
+        (*plain.inputs[:3], TensorSpec("beam_idx", "int32", ("batch",))),
+        plain.outputs[:1],
+    )
+
+
 def cache_names(layers: int, prefix: Literal["past_key_values", "present"]) -> tuple[str, ...]:
     """Names of the KV cache tensors, layer by layer, key before value."""
     return tuple(f"{prefix}.{i}.{part}" for i in range(layers) for part in ("key", "value"))
 
 
-__all__ = ["GraphSpec", "TensorSpec", "cache_names", "decoder", "embed_tokens", "vision_encoder"]
+__all__ = [
+    "GraphSpec",
+    "TensorSpec",
+    "cache_names",
+    "decoder",
+    "embed_tokens",
+    "stateful_decoder",
+    "vision_encoder",
+]

@@ -1,10 +1,12 @@
-"""From whatever a user has to the pixels an encoder expects; the same code trains, exports and runs."""
+"""From whatever a user has to the pixels an encoder expects: one code to train, export and run."""
 
 from __future__ import annotations
 
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,12 +29,15 @@ MAX_PIXELS = 100_000_000
 
 MAX_FILE_BYTES = 200_000_000
 
+NO_FIXED_RANGE = ("I", "F", "LAB")
+"""Pillow's modes of 32-bit and float pixels, and the one it converts without colour profiles."""
+
 Unit = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes one tile: squashed to a square, scaled to 0..1, normalised per channel."""
+    """How an image becomes one tile: squashed to a square, scaled to 0..1, then normalised."""
 
     image_size: Annotated[int, Field(ge=1)]
     """S, side of the tile in pixels."""
@@ -49,17 +54,18 @@ def load_image(source: ImageSource) -> Image.Image:
 
     Raises:
         ImageFileNotFoundError: no file at that path.
-        ImageError: not an image of a known format, truncated, empty, over `MAX_PIXELS`, or an array
-            of another shape or type.
+        ImageError: not an image of a known format, truncated, empty, over `MAX_PIXELS`, of pixels
+            without a fixed range (floats, 32-bit), or an array of another shape or type.
     """
     if isinstance(source, Image.Image):
-        return _to_rgb(source)
+        with _damage("the PIL image"):
+            return _to_rgb(source)
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _decode(bytes(source), "the bytes given")
+        return _decode(bytes(source), "the image data")
     if isinstance(source, str | os.PathLike):
-        return _decode(_read(Path(source)), f"{str(source)!r}")
+        return _decode(read_image_file(Path(source)), _shown(source))
     raise ImageError(
         f"an image cannot be read from {type(source).__name__}. "
         "Give a path, bytes, an RGB array [H, W, 3] of uint8, or a PIL image."
@@ -67,9 +73,14 @@ def load_image(source: ImageSource) -> Image.Image:
 
 
 def resize_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """Squash an RGB image to [size, size, 3]. No crop: nothing at the border is lost."""
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    """Squash an RGB image to [size, size, 3]. No crop: nothing at the border is lost.
+
+    Width before height, in two calls: Pillow rounds to bytes between the two, and which of them it
+    does first in a single call depends on its version and on the shape of the image.
+    """
+    for target in ((size, image.height), (size, size)):
+        if image.size != target:
+            image = image.resize(target, Image.Resampling.BICUBIC)
     return np.asarray(image, dtype=np.uint8)
 
 
@@ -85,40 +96,62 @@ def preprocess(image: Image.Image, spec: Preprocessing) -> NDArray[np.float32]:
     return normalise(resize_square(image, spec.image_size), spec)[None]
 
 
-def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise ImageFileNotFoundError(f"there is no image file at '{path}'. Check the path.")
-    if path.stat().st_size > MAX_FILE_BYTES:
+def read_image_file(path: Path) -> bytes:
+    """The bytes of an image file, not decoded.
+
+    Raises:
+        ImageFileNotFoundError: no file at that path.
+        ImageError: a file that cannot be read, or over `MAX_FILE_BYTES`.
+    """
+    try:
+        if not path.is_file():
+            raise ImageFileNotFoundError(
+                f"there is no image file at {_shown(path)}. Check the path."
+            )
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ImageError(
+                f"{_shown(path)} is larger than {MAX_FILE_BYTES // 1_000_000} MB. "
+                "Scale the image down first."
+            )
+        return path.read_bytes()
+    except ImageError:
+        raise
+    except OSError as error:  # no permission, a name too long for the file system
         raise ImageError(
-            f"'{path}' is larger than {MAX_FILE_BYTES // 1_000_000} MB. Scale the image down first."
-        )
-    return path.read_bytes()
+            f"{_shown(path)} cannot be read: {error.strerror}. Give the path of an image file."
+        ) from None
 
 
 def _decode(data: bytes, what: str) -> Image.Image:
     if not data:
         raise ImageError(f"{what} is empty. Give the contents of an image file.")
+    with _damage(what), warnings.catch_warnings():
+        # Our own limit is stricter than Pillow's warning.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(io.BytesIO(data), formats=READ_FORMATS)
+        _check_size(*image.size)
+        return _to_rgb(image)
+
+
+@contextmanager
+def _damage(what: str) -> Iterator[None]:
+    """Whatever a decoder makes of foreign bytes, as `ImageError`."""
     try:
-        with warnings.catch_warnings():
-            # Our own limit below is stricter than Pillow's warning.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=READ_FORMATS)
-            _check_size(*image.size)
-            image.load()
-            return _to_rgb(image)
+        yield
+    except ImageError:
+        raise
     except Image.DecompressionBombError:
         raise ImageError(_too_large(what)) from None
     except UnidentifiedImageError:
         # Pillow's own text holds a memory address, so it is not passed on.
         raise ImageError(
-            f"{what} is not an image in a known format. Convert it to one of {', '.join(READ_FORMATS)}."
+            f"{what} is not an image in a known format. "
+            f"Convert it to one of {', '.join(READ_FORMATS)}."
         ) from None
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError) as error:
-        if isinstance(error, ImageError):
-            raise
+    except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, ...
         raise ImageError(
             f"{what} is damaged or cut short and cannot be decoded. Save or copy the image again."
-        ) from None
+        ) from error
 
 
 def _from_array(array: NDArray[np.uint8]) -> Image.Image:
@@ -133,16 +166,29 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     _check_size(*image.size)
+    if image.mode in NO_FIXED_RANGE:
+        raise ImageError(
+            f"an image with pixels of mode {image.mode!r} has no fixed range from black to white. "
+            "Convert it to 8-bit RGB first."
+        )
     image = ImageOps.exif_transpose(image)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.mode.startswith("I;16"):
+        return _from_grey16(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(background, image)
-    elif image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow would clip 16-bit greys to 255; keep their range instead.
-        grey = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
     return image.convert("RGB")
+
+
+def _from_grey16(image: Image.Image) -> Image.Image:
+    """16-bit greys to 8 bits. Pillow's own conversion clips them at 255."""
+    grey = np.asarray(image).astype(np.uint16)
+    shown = (grey >> 8).astype(np.uint8)
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        shown[grey == key] = 255
+    return Image.fromarray(shown)
 
 
 def _check_size(width: int, height: int) -> None:
@@ -150,6 +196,11 @@ def _check_size(width: int, height: int) -> None:
         raise ImageError(f"an image of {width}x{height} pixels is empty. Give a real image.")
     if width * height > MAX_PIXELS:
         raise ImageError(_too_large(f"an image of {width}x{height} pixels"))
+
+
+def _shown(path: str | os.PathLike[str]) -> str:
+    text = repr(os.fspath(path))
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _too_large(what: str) -> str:
@@ -165,5 +216,6 @@ __all__ = [
     "load_image",
     "normalise",
     "preprocess",
+    "read_image_file",
     "resize_square",
 ]

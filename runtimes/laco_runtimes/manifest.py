@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -10,6 +11,7 @@ from laco_runtimes.images import Preprocessing
 from laco_runtimes.prompt import PromptTemplate
 
 MANIFEST_NAME = "laco.json"
+TOKENIZER_NAME = "tokenizer.json"
 FORMAT_VERSION = 1
 MAIN_VARIANT = "laco"
 
@@ -99,21 +101,32 @@ class Parity(_Strict):
     """Images whose free greedy answer is PyTorch's, token for token."""
 
 
-class BundleFacts(_Strict):
-    """What an exporter knows before the bundle is sealed: all of `laco.json` but the file list."""
+class EngineFacts(_Strict):
+    """What an engine must know to load the graphs of a folder, sealed or not."""
 
-    format_version: Literal[1]
-    created_by: str
     target: str
     """Name of the engine it was compiled for: `onnxruntime`, `openvino`."""
     precision: dict[str, str]
     """Precision of the weights of `vision_encoder`, `embed_tokens` and `decoder`."""
     language: LanguageFacts
     vision: VisionFacts
-    preprocessing: Preprocessing
-    prompt: PromptTemplate
     embed_tokens: RelativePath
     decoder: RelativePath
+
+    @model_validator(mode="after")
+    def _consistent_engine(self) -> Self:
+        if missing := sorted({"vision_encoder", "embed_tokens", "decoder"} - set(self.precision)):
+            raise ValueError(f"precision of {missing[0]!r} is not given")
+        return self
+
+
+class BundleFacts(EngineFacts):
+    """What an exporter knows before the bundle is sealed: all of `laco.json` but the file list."""
+
+    format_version: Literal[1]
+    created_by: str
+    preprocessing: Preprocessing
+    prompt: PromptTemplate
     variants: tuple[Variant, ...]
     parity: Parity
     versions: dict[str, str]
@@ -124,8 +137,16 @@ class BundleFacts(_Strict):
         names = [variant.name for variant in self.variants]
         if not names or names[0] != MAIN_VARIANT or len(set(names)) != len(names):
             raise ValueError(f"variants must be distinct and begin with {MAIN_VARIANT!r}")
-        if missing := sorted({"vision_encoder", "embed_tokens", "decoder"} - set(self.precision)):
-            raise ValueError(f"precision of {missing[0]!r} is not given")
+        template = self.prompt
+        segments = (template.system, template.user_open, template.after_image, template.user_close)
+        ids = {
+            template.image_token_id,
+            *template.stop,
+            *template.assistant_close,
+            *chain(*segments),
+        }
+        if outside := sorted(index for index in ids if not 0 <= index < self.language.vocab_size):
+            raise ValueError(f"prompt has id {outside[0]}, which is outside the vocabulary")
         if self.preprocessing.image_size != self.vision.image_size:
             raise ValueError("preprocessing and vision encoder differ in image_size")
         return self
@@ -136,7 +157,7 @@ class Manifest(BundleFacts):
 
     Raises:
         pydantic.ValidationError: unknown or missing keys, values out of range, a path that leaves
-            the bundle, or a graph that is not in the list of files.
+            the bundle, or a graph or tokenizer that is not in the list of files.
     """
 
     files: tuple[FileEntry, ...]
@@ -147,9 +168,9 @@ class Manifest(BundleFacts):
         listed = [entry.path for entry in self.files]
         if len(set(listed)) != len(listed):
             raise ValueError("a file is listed twice")
-        named = [self.embed_tokens, self.decoder, *(v.vision_encoder for v in self.variants)]
-        if missing := sorted(set(named) - set(listed)):
-            raise ValueError(f"graph {missing[0]!r} is not in the list of files")
+        graphs = [self.embed_tokens, self.decoder, *(v.vision_encoder for v in self.variants)]
+        if missing := sorted({TOKENIZER_NAME, *graphs} - set(listed)):
+            raise ValueError(f"{missing[0]!r} is not in the list of files")
         return self
 
 
@@ -157,7 +178,9 @@ __all__ = [
     "FORMAT_VERSION",
     "MAIN_VARIANT",
     "MANIFEST_NAME",
+    "TOKENIZER_NAME",
     "BundleFacts",
+    "EngineFacts",
     "FileEntry",
     "LanguageFacts",
     "Manifest",

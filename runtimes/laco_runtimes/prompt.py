@@ -78,12 +78,16 @@ def check_prompt(text: str) -> str:
     """Return `text` when there is something to ask.
 
     Raises:
-        ArgumentError: empty, only white space, or not a string.
+        ArgumentError: empty, only white space, not a string, or not Unicode.
     """
     if not isinstance(text, str):
-        raise ArgumentError(f"the prompt must be text, not {type(text).__name__}.")
+        raise ArgumentError(f"the prompt is {type(text).__name__}, not text. Give a string.")
     if not text.strip():
         raise ArgumentError("the prompt is empty. Ask something about the image.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, as a terminal of another encoding gives
+        raise ArgumentError("the prompt is not valid Unicode. Type it again as UTF-8.") from None
     return text
 
 

@@ -48,20 +48,20 @@ def _color(
 def ink_and_paper(rng: np.random.Generator) -> tuple[RGB, RGB]:
     """Ink and paper with a contrast of at least `MIN_CONTRAST`.
 
-    Dark on light or light on dark; half of the pairs are clearly coloured.
+    Dark on light, one in ten the other way round; a quarter of the pairs are clearly coloured.
     """
-    strength = 0.85 if rng.random() < 0.5 else 0.08
+    strength = 0.85 if rng.random() < 0.25 else 0.08
     while True:
         dark = _color(rng, (0.0, strength), (0.03, 0.45))
         light = _color(rng, (0.0, 0.3 * strength), (0.85, 1.0))
         if contrast(dark, light) >= MIN_CONTRAST:
             break
-    return (dark, light) if rng.random() < 0.6 else (light, dark)
+    return (dark, light) if rng.random() < 0.9 else (light, dark)
 
 
 def neutral_paper(rng: np.random.Generator) -> RGB:
     """A greyish background, very light or very dark, on which every named colour stands out."""
-    return _color(rng, (0.0, 0.06), (0.93, 1.0) if rng.random() < 0.6 else (0.04, 0.18))
+    return _color(rng, (0.0, 0.06), (0.93, 1.0) if rng.random() < 0.9 else (0.04, 0.18))
 
 
 def plain(size: int, color: RGB) -> Image.Image:

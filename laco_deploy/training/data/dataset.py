@@ -48,7 +48,8 @@ def make_dataset(
 ) -> DatasetSummary:
     """Make a data set in the folder `out`: `train.json`, `val.json`, `test.json` and `images/`.
 
-    Train pictures carry two to four questions, val and test pictures one. The same settings give
+    Train pictures carry two to four questions (fewer where there is less to ask), val and test
+    pictures one. The same settings give
     the same bytes, whatever the number of workers. The folder is made beside `out` and renamed, so
     `out` is either complete or not there; a folder already made with the same settings is reused.
     `dataset.json`, written last, keeps the settings, sources with licences, and versions.

@@ -67,13 +67,14 @@ def plan_split(seed: int, split: Split, count: int, groups: Sequence[str]) -> li
 def ask(rng: np.random.Generator, scene: Scene, job: Job) -> list[Question]:
     """The questions of one picture.
 
-    One is of the job's task; in train it stands among one to three others, in random order.
+    One is of the job's task; in train it stands among up to three others, in random order.
     """
     first = pick(rng, [question for question in scene.questions if question.task == job.task])
     if job.split != "train":
         return [first]
     others = [question for question in scene.questions if question is not first]
-    turns = int(rng.integers(MIN_TURNS, min(MAX_TURNS, len(scene.questions)) + 1))
+    most = min(MAX_TURNS, len(scene.questions))
+    turns = int(rng.integers(min(MIN_TURNS, most), most + 1))
     chosen = [first, *draw(rng, others, turns - 1)]
     return draw(rng, chosen, len(chosen))
 

@@ -11,8 +11,8 @@ from laco_deploy.training.data.colors import COLORS, background, neutral_paper
 from laco_deploy.training.data.scene import Question, Scene, Split, draw, pick
 
 SUPERSAMPLING = 3
-MIN_SIZE = 0.28
-MAX_SIZE = {1: 0.60, 2: 0.46, 3: 0.42, 4: 0.40}
+MIN_SIZE = 0.34
+MAX_SIZE = {1: 0.64, 2: 0.48, 3: 0.44}
 """Largest diameter in parts of the canvas, by number of shapes."""
 _TRIES = 16
 
@@ -66,7 +66,7 @@ KINDS = tuple(POLYGONS)
 
 
 class ShapeScenes:
-    """One to four coloured shapes that do not overlap."""
+    """One to three coloured shapes that do not overlap."""
 
     tasks = ("shape_color", "shape_kind", "shape_count", "shape_side")
     train_tasks = tasks
@@ -83,7 +83,7 @@ class ShapeScenes:
 
 
 def _arrange(rng: np.random.Generator) -> list[Shape]:
-    count = int(rng.integers(1, 5))
+    count = int(rng.integers(1, 4))
     kinds = [pick(rng, KINDS) for _ in range(count)]
     all_differ = rng.random() < 0.7
     colors = (

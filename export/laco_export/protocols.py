@@ -1,0 +1,99 @@
+"""What the exporter asks of a model: torch modules with these parts, and answers to compare with.
+
+Nothing here knows a checkpoint or a configuration; `laco_deploy.exporting` brings both together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Floats = NDArray[np.float32]
+
+
+@runtime_checkable
+class ImageEncoder(Protocol):
+    """A vision encoder with its projector; an `nn.Module`."""
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """[tiles, 3, S, S] -> [tiles, N', D]."""
+
+
+class RmsNorm(Protocol):
+    """Root mean square normalisation over the last axis."""
+
+    weight: Tensor
+    variance_epsilon: float
+
+
+class SelfAttention(Protocol):
+    """Projections of one attention layer."""
+
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
+
+
+class DecoderLayer(Protocol):
+    """One pre-norm decoder layer."""
+
+    input_layernorm: RmsNorm
+    self_attn: SelfAttention
+    post_attention_layernorm: RmsNorm
+    mlp: nn.Module
+
+
+class DecoderLayers(Protocol):
+    """The layers in order; an `nn.ModuleList`."""
+
+    def __iter__(self) -> Iterator[DecoderLayer]:
+        """First layer first."""
+
+
+class LanguageBody(Protocol):
+    """A Qwen2-shaped language model without its head."""
+
+    embed_tokens: nn.Embedding
+    layers: DecoderLayers
+    norm: RmsNorm
+
+
+@dataclass(frozen=True, slots=True)
+class GreedyAnswer:
+    """What the reference generates, and how close each choice was."""
+
+    tokens: tuple[int, ...]
+    """The answer, with the token that stopped it if one did."""
+    margins: tuple[float, ...]
+    """Best minus second-best logit where each token was chosen."""
+
+
+class Reference(Protocol):
+    """The PyTorch model that an exported engine is compared with."""
+
+    def image_features(self, pixel_values: Floats) -> Floats:
+        """[tiles, 3, S, S] -> [tiles, N', D]."""
+
+    def prefill_logits(self, pixel_values: Floats, ids: list[int]) -> Floats:
+        """Logits after the whole prompt, [V]."""
+
+    def greedy(self, pixel_values: Floats, ids: list[int], max_new_tokens: int) -> GreedyAnswer:
+        """The free greedy answer to a prompt, ended by a stop token or the limit."""
+
+
+__all__ = [
+    "DecoderLayer",
+    "Floats",
+    "GreedyAnswer",
+    "ImageEncoder",
+    "LanguageBody",
+    "Reference",
+    "RmsNorm",
+    "SelfAttention",
+]

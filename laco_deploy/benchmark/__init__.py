@@ -1,0 +1,1 @@
+"""How fast a bundle is on this machine, and against what."""

@@ -1,0 +1,162 @@
+"""A small model with random weights, as a checkpoint and as a bundle, for tests of any part."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from laco_deploy.exporting import BASELINES, export_checkpoint
+from laco_deploy.model import LacoConfig, LacoForConditionalGeneration
+from laco_deploy.model.checkpoint import save_checkpoint
+from laco_deploy.training.tokenizer import IMAGE_TOKEN, train_tokenizer
+from laco_export import exporter
+from laco_export.exporter import ExportResult
+from laco_export.job import ParitySample
+from laco_export.parity import MIN_IMAGES
+from laco_runtimes.graphs import GraphSpec
+from laco_runtimes.images import Preprocessing
+
+IMAGE_SIZE = 56
+PROMPTS = ("What is it?", "How many dots are there in the picture?", "Name the colour.", "Where?")
+
+# Wide enough for the two best logits to be apart: with random weights as small as those a training
+# starts from, answers hang on the last bit.
+SPREAD = 0.25
+
+
+def random_config(*, blocks: int = 3, layers: int = 2, vocab_size: int = 320) -> LacoConfig:
+    """8 x 8 patches, one merger after block 1: 16 visual tokens per image."""
+    return LacoConfig(
+        vision_config={
+            "model_type": "aimv2_vision_model",
+            "hidden_size": 64,
+            "num_hidden_layers": blocks,
+            "num_attention_heads": 4,
+            "intermediate_size": 128,
+            "image_size": IMAGE_SIZE,
+            "patch_size": 7,
+        },
+        text_config={
+            "model_type": "qwen2",
+            "hidden_size": 48,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 96,
+            "vocab_size": vocab_size,
+            "max_position_embeddings": 512,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+            "tie_word_embeddings": True,
+        },
+        mergers=[{"after_block": 1}],
+    )
+
+
+def random_model(config: LacoConfig, seed: int) -> LacoForConditionalGeneration:
+    """All weights random, also those that a fresh model starts at zero or one."""
+    torch.manual_seed(seed)
+    model = LacoForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            middle = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            nn.init.normal_(weight, mean=middle, std=SPREAD)
+    return model.eval()
+
+
+def make_random_checkpoint(folder: Path, seed: int = 1) -> Path:
+    """Write a checkpoint of `random_model` with a tokenizer of its own."""
+    tokenizer = train_tokenizer([*PROMPTS, "system user assistant You are a helpful assistant."])
+    config = random_config(vocab_size=len(tokenizer))
+    config.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    save_checkpoint(
+        folder,
+        model=random_model(config, seed),
+        tokenizer=tokenizer,
+        preprocessing=Preprocessing(
+            image_size=IMAGE_SIZE, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28)
+        ),
+    )
+    return folder
+
+
+def random_samples(count: int = MIN_IMAGES, seed: int = 0) -> list[ParitySample]:
+    """Colour gradients with noise, no two alike, none of the encoder's own size."""
+    random = np.random.default_rng(seed)
+    across, down = np.meshgrid(np.linspace(0, 1, 70), np.linspace(0, 1, 64))
+    samples = []
+    for index in range(count):
+        slopes, start = random.uniform(-1, 1, (2, 3)), random.uniform(0, 1, 3)
+        gradient = start + across[..., None] * slopes[0] + down[..., None] * slopes[1]
+        noisy = np.clip(gradient + random.normal(0, 0.2, gradient.shape), 0, 1)
+        image = Image.fromarray((noisy * 255).astype(np.uint8))
+        samples.append(ParitySample(f"image {index + 1}", image, PROMPTS[index % len(PROMPTS)]))
+    return samples
+
+
+def export_random_bundle(
+    checkpoint: Path,
+    out: Path,
+    target: str,
+    *,
+    baselines: Sequence[str] = (),
+    graphs_of: Path | None = None,
+) -> ExportResult:
+    """Export a checkpoint that `make_random_checkpoint` wrote.
+
+    Args:
+        graphs_of: a bundle of the same checkpoint whose ONNX graphs are taken over; they are the
+            same for every target, and tracing them again takes seconds.
+    """
+    with reused_graphs(graphs_of) if graphs_of else nullcontext():
+        return export_checkpoint(
+            checkpoint, out, target=target, parity_samples=random_samples(), baselines=baselines
+        )
+
+
+@contextmanager
+def reused_graphs(bundle: Path) -> Iterator[None]:
+    """While this is open, exports copy the ONNX graphs of `bundle` where they would trace."""
+
+    def copy_graph(module: nn.Module, spec: GraphSpec, folder: Path, **_: object) -> Path:
+        inside = Path("onnx") if folder.name == "onnx" else Path("baseline") / folder.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix in (".onnx", ".onnx.data"):
+            shutil.copyfile(bundle / inside / (spec.name + suffix), folder / (spec.name + suffix))
+        return folder / f"{spec.name}.onnx"
+
+    with mock.patch.object(exporter, "write_graph", copy_graph):
+        yield
+
+
+class RandomBundles:
+    """Bundles of one random checkpoint, with all baselines; each is made when first asked for.
+
+    `bundles("openvino")` is the folder of the bundle, `bundles.results["openvino"]` what its export
+    returned, `bundles.checkpoint` where all of them come from.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.checkpoint = make_random_checkpoint(folder / "checkpoint")
+        self.results: dict[str, ExportResult] = {}
+
+    def __call__(self, target: str) -> Path:
+        """The bundle for a target. Tests must not change it."""
+        if target not in self.results:
+            others = (result.path for result in self.results.values())
+            self.results[target] = export_random_bundle(
+                self.checkpoint,
+                self._folder / target,
+                target,
+                baselines=tuple(BASELINES),
+                graphs_of=next(others, None),
+            )
+        return self.results[target].path

@@ -1,0 +1,102 @@
+"""What `laco_deploy.exporting` takes out of a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from laco_deploy.exporting import build_job
+from laco_deploy.model.checkpoint import Checkpoint
+from laco_export.job import CardFacts, ExportJob
+from laco_runtimes.errors import CheckpointError, ExportError
+from tests.bundles import random_samples
+
+
+@pytest.fixture
+def copied(checkpoint: Checkpoint, tmp_path: Path) -> Checkpoint:
+    """The checkpoint with a folder of its own."""
+    shutil.copytree(checkpoint.root, tmp_path / "checkpoint")
+    return replace(checkpoint, root=tmp_path / "checkpoint")
+
+
+def job_of(checkpoint: Checkpoint) -> ExportJob:
+    return build_job(checkpoint, target="openvino", parity_samples=random_samples())
+
+
+def test_the_facts_are_those_of_the_configuration(job: ExportJob) -> None:
+    assert job.language.model_dump() == {
+        "model_type": "qwen2",
+        "layers": 2,
+        "hidden_size": 48,
+        "kv_heads": 2,
+        "head_dim": 12,
+        "vocab_size": job.head.out_features,
+        "max_positions": 512,
+    }
+    assert job.vision.model_dump() == {
+        "model_type": "aimv2_vision_model",
+        "blocks": 3,
+        "width": 64,
+        "image_size": 56,
+        "patch_size": 7,
+    }
+    assert job.rope_theta == 1e6
+
+
+@pytest.mark.parametrize(
+    ("front_matter", "expected"),
+    [
+        (
+            "license: apache-2.0\nmodel_name: Tiny\nbase_model:\n  - a/vision\n  - b/language\n",
+            CardFacts("Tiny", "apache-2.0", ("a/vision", "b/language")),
+        ),
+        (
+            "license: other\nlicense_name: house rules\nbase_model: a/vision\n",
+            CardFacts(None, "house rules", ("a/vision",)),
+        ),
+        ("tags: [small]\n", CardFacts()),
+    ],
+)
+def test_origin_and_licence_are_read_from_the_readme(
+    copied: Checkpoint, front_matter: str, expected: CardFacts
+) -> None:
+    (copied.root / "README.md").write_text(f"---\n{front_matter}---\n# A model\n")
+    assert job_of(copied).card == expected
+
+
+def test_a_readme_with_broken_front_matter_is_an_error(copied: Checkpoint) -> None:
+    (copied.root / "README.md").write_text("---\nlicense: [mit\n---\n")
+    with pytest.raises(CheckpointError, match="front matter"):
+        job_of(copied)
+
+
+def test_a_missing_file_is_named(copied: Checkpoint) -> None:
+    (copied.root / "generation_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"generation_config\.json"):
+        job_of(copied)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("layer_types", ["full_attention", "sliding_attention"]),
+        ("rope_parameters", {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0}),
+    ],
+)
+def test_attention_that_is_not_exported_is_refused(
+    copied: Checkpoint, setting: str, value: object
+) -> None:
+    model = copy.deepcopy(copied.model)
+    setattr(model.config.text_config, setting, value)
+    with pytest.raises(ExportError, match=r"scaled rotary embeddings or sliding-window attention"):
+        job_of(replace(copied, model=model))
+
+
+def test_a_checkpoint_in_bfloat16_is_exported_as_float32(copied: Checkpoint) -> None:
+    job = job_of(replace(copied, model=copy.deepcopy(copied.model).bfloat16()))
+    assert job.head.weight.dtype == job.body.embed_tokens.weight.dtype == torch.float32
