@@ -1,0 +1,90 @@
+"""The shipped checkpoint and the programs in samples/, run as a reader would run them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from laco_deploy import Pipeline
+from laco_deploy.exporting import export_checkpoint
+from laco_deploy.model.checkpoint import load_checkpoint
+from laco_deploy.parity_data import parity_samples
+from laco_deploy.training.card import summarise
+from laco_deploy.training.evaluation import Score
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = ROOT / "samples"
+TINY = SAMPLES / "laco-tiny"
+TARGETS = ("openvino", "onnxruntime")
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The shipped checkpoint on every engine; an export fails unless it answers as PyTorch does."""
+    folder = tmp_path_factory.mktemp("tiny")
+    return {
+        target: export_checkpoint(
+            TINY, folder / target, target=target, parity_samples=parity_samples(TINY)
+        ).path
+        for target in TARGETS
+    }
+
+
+def test_shipped_checkpoint_is_small_and_merges_after_a_quarter_of_the_blocks() -> None:
+    config = load_checkpoint(TINY).config
+    height, width = config.patch_grid
+    assert sum(path.stat().st_size for path in TINY.glob("*.safetensors")) <= 12_000_000
+    assert height * width >= 144
+    assert [(m.after_block, m.ratio) for m in config.merger_specs] == [
+        (config.vision.num_hidden_layers // 4, 2)
+    ]
+
+
+def test_card_states_the_required_accuracies() -> None:
+    record = json.loads((TINY / "training.json").read_text())
+    scores = {s.group: s for s in summarise(Score(**values) for values in record["test"])}
+    assert scores["digits, reading"].accuracy >= 0.90
+    assert scores["shapes"].accuracy >= 0.80
+    assert f"{scores['digits, reading'].accuracy:.1%}" in (TINY / "README.md").read_text()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_engine_answers_every_parity_image_as_pytorch_does(
+    engines: dict[str, Path], target: str
+) -> None:
+    parity = Pipeline(engines[target]).bundle.manifest.parity
+    assert parity.images >= 16
+    assert parity.greedy_identical == parity.images
+    assert parity.visual_token_cosine_min > 0.99999
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_sample_questions_are_answered_right(engines: dict[str, Path], target: str) -> None:
+    pipeline = Pipeline(engines[target])
+    questions = json.loads((SAMPLES / "images" / "questions.json").read_text())
+    for question in questions[:3]:
+        reply = pipeline.chat(SAMPLES / "images" / question["image"], question["prompt"])
+        assert reply.text == question["answer"], question["image"]
+
+
+def test_quickstart_prints_an_answer(engines: dict[str, Path]) -> None:
+    image = SAMPLES / "images" / "digit_single.png"
+    done = subprocess.run(
+        [sys.executable, SAMPLES / "quickstart.py", engines["onnxruntime"], image, "What digit?"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answer, counts = done.stdout.splitlines()
+    assert answer
+    assert counts.startswith("36 visual tokens")
+
+
+def test_sample_images_are_what_their_script_draws(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, SAMPLES / "make_images.py", tmp_path], check=True, cwd=ROOT)
+    for path in sorted(tmp_path.glob("*.png")):
+        assert path.read_bytes() == (SAMPLES / "images" / path.name).read_bytes(), path.name
