@@ -27,7 +27,7 @@ def load_engine(request: LoadRequest) -> LoadedEngine:
     if target not in ENGINES:
         raise BundleError(
             f"the bundle is for {target!r}, which this version of laco-deploy cannot run. "
-            f"Export it for one of: {', '.join(ENGINES)}."
+            f"Export it for one of: {', '.join(sorted(ENGINES))}."
         )
     engine = ENGINES[target]
     try:
