@@ -37,11 +37,11 @@ class Recipe:
     max_positions: int = 1024
     """Context of the language model in tokens."""
     vision_init: float = 0.03
-    """Standard deviation of the encoder's fresh weights. Of 0.02, 0.03, 0.06 and 0.1 it learned
-    digits fastest."""
+    """Standard deviation of the encoder's fresh weights. 0.02 and 0.03 learned digits faster than
+    0.06 and 0.1 in single short runs (docs/model.md)."""
     text_init: float = 0.15
-    """The same of the language model. At the usual 0.02, meant for widths near 1,000, a width of
-    128 passes on so little of the image that training sits at chance for thousands of steps."""
+    """The same of the language model. At the usual 0.02, meant for widths near 1,000, single digits
+    were at chance after 134 steps where 0.15 had 38 % (docs/model.md)."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Pictures per split."""
     groups: tuple[str, ...] = ("digits", "shapes", "text", "charts")

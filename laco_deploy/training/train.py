@@ -139,8 +139,8 @@ def _spread(samples: list[Sample], count: int) -> list[Sample]:
 def _start_positions(model: LacoForConditionalGeneration) -> None:
     """Start the learned positions as sines, as loud as the normalised patches they are added to.
 
-    Left at `initializer_range` they are a thirtieth of the patches, and a tower trained from
-    scratch takes thousands of steps to tell left from right.
+    Left at `initializer_range` they would be a thirtieth of the patches. Quieter sines learned
+    digits more slowly in a short run (docs/model.md).
     """
     embeddings = model.model.vision_encoder.tower.embeddings
     table = embeddings.position_embedding.weight  # [N, C]
