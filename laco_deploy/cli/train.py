@@ -47,6 +47,7 @@ def train(
     from laco_deploy.training.train import train as run
 
     words = ["laco", "train", "--recipe", recipe, "--out", str(out)]
+    words += ["--data", str(data)] if data is not None else []
     words += ["--seed", str(seed)] if seed else []
     words += ["--steps", str(steps)] if steps is not None else []
     result = run(

@@ -29,7 +29,7 @@ class RichProgress(Progress):
 
     @contextmanager
     def task(self, name: str) -> Iterator[Advance]:
-        """A bar that disappears with the stage, and one line when it is done."""
+        """A bar that stays, full, when the stage is done."""
         with _bar() as bar:
             number = bar.add_task(name, total=None)
 
