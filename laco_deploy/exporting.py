@@ -110,7 +110,7 @@ def build_job(
         body=model.model.language_model,
         head=model.lm_head,
         rope_theta=theta,
-        reference=TorchReference(model, checkpoint.template.stop),
+        reference=TorchReference(model),
         preprocessing=checkpoint.preprocessing,
         prompt=checkpoint.template,
         files=_files(checkpoint.root),
@@ -125,12 +125,10 @@ class TorchReference:
 
     Args:
         model: in evaluation mode.
-        stop: ids that end an answer.
     """
 
-    def __init__(self, model: LacoForConditionalGeneration, stop: Sequence[int]) -> None:
+    def __init__(self, model: LacoForConditionalGeneration) -> None:
         self._model = model
-        self._stop = list(stop)
 
     def image_features(self, pixel_values: Floats) -> Floats:
         """[tiles, 3, S, S] -> [tiles, N', D]."""
@@ -149,7 +147,7 @@ class TorchReference:
         return output.logits[0, -1].numpy()  # type: ignore[no-any-return]
 
     def greedy(self, pixel_values: Floats, ids: list[int], max_new_tokens: int) -> GreedyAnswer:
-        """transformers' own `generate`, with how far the best two logits were apart."""
+        """transformers' own `generate`, past stop tokens, with the gap of the best two logits."""
         prompt = torch.tensor([ids])
         model: Any = self._model  # `generate` is typed for other classes
         output = model.generate(
@@ -158,8 +156,8 @@ class TorchReference:
             pixel_values=torch.from_numpy(pixel_values),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            eos_token_id=self._stop,
-            pad_token_id=self._stop[0],
+            eos_token_id=-1,  # no token has it, so nothing ends the answer early
+            pad_token_id=0,  # never used
             output_logits=True,
             return_dict_in_generate=True,
         )

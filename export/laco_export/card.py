@@ -104,7 +104,7 @@ Measured on {facts.target} {facts.versions[facts.target]} at export, on {found.i
 | cosine of a visual token, least | {found.visual_token_cosine_min:.7f} |
 | cosine of a visual token, mean | {found.visual_token_cosine_mean:.7f} |
 | logits after the prompt, largest difference | {found.logits_max_abs_difference:.2e} |
-| greedy answers of up to {found.greedy_tokens} tokens, identical | \
+| greedy continuations of {found.greedy_tokens} tokens, identical | \
 {found.greedy_identical} of {found.images} |
 {ties}
 """

@@ -178,7 +178,8 @@ def _compare_one(job: ExportJob, engine: LoadedEngine, question: Question) -> _F
         return greedy(logits)
 
     engine.language.rewind(0)
-    tokens = tuple(generate(engine.language, embeds, job.prompt.stop, limit, select))
+    # No stop token: an answer of two tokens would leave the steps behind the prefill unseen.
+    tokens = tuple(generate(engine.language, embeds, (), limit, select))
     return _Found(cosines, differences[0], _check_answer(job, question, tokens))
 
 

@@ -69,7 +69,7 @@ class GreedyAnswer:
     """What the reference generates, and how close each choice was."""
 
     tokens: tuple[int, ...]
-    """The answer, with the token that stopped it if one did."""
+    """The answer, and what the model would go on with behind its stop token."""
     margins: tuple[float, ...]
     """Best minus second-best logit where each token was chosen."""
 
@@ -84,7 +84,7 @@ class Reference(Protocol):
         """Logits after the whole prompt, [V]."""
 
     def greedy(self, pixel_values: Floats, ids: list[int], max_new_tokens: int) -> GreedyAnswer:
-        """The free greedy answer to a prompt, ended by a stop token or the limit."""
+        """The free greedy continuation of a prompt, of full length: stop tokens do not end it."""
 
 
 __all__ = [

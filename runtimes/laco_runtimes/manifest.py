@@ -96,7 +96,7 @@ class Parity(_Strict):
     visual_token_cosine_mean: float
     logits_max_abs_difference: float
     greedy_tokens: Count
-    """Tokens compared per image, at most; an answer may end earlier."""
+    """Tokens compared per image, past any stop token; fewer where the context ends."""
     greedy_identical: int
     """Images whose free greedy answer is PyTorch's, token for token."""
 

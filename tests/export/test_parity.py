@@ -32,7 +32,7 @@ def reference(checkpoint: Checkpoint, edit: Edit) -> TorchReference:
     model = copy.deepcopy(checkpoint.model)
     with torch.no_grad():
         edit(model)
-    return TorchReference(model, checkpoint.template.stop)
+    return TorchReference(model)
 
 
 def edit_merger(model: LacoForConditionalGeneration) -> None:
