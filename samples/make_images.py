@@ -20,8 +20,8 @@ CANVAS = 336
 SCENES = {
     "digit_single.png": ("digits", "read_digit", 13),
     "digits_number.png": ("digits", "read_number", 4),
+    "shapes.png": ("shapes", "shape_color", 1),
     "chart.png": ("charts", "bar_value", 3),
-    "shapes.png": ("shapes", "shape_color", 3),
 }
 """Group, task and seed of each rendered scene. Only digits of the test split are shown."""
 PROMPTS = {"chart.png": "What is the value of B?"}

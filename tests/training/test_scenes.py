@@ -1,6 +1,7 @@
 """What the pictures show: every answer is checked against the pixels or the layout."""
 
 import hashlib
+import re
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from laco_deploy.training.data.charts import LABELS
 from laco_deploy.training.data.colors import COLORS, MIN_CONTRAST, contrast, ink_and_paper
 from laco_deploy.training.data.scans import Scan, load_scans, split_indices
 from laco_deploy.training.data.scene import Scene
-from laco_deploy.training.data.shapes import Shape
+from laco_deploy.training.data.shapes import KINDS, Shape
 from laco_deploy.training.data.words import WORDS
 
 ALL_TASKS = [(group, task) for group in GROUPS for task in GROUPS[group].tasks]
@@ -119,40 +120,51 @@ def masks(image: Image.Image) -> dict[str, np.ndarray]:
     return {name: mask for name, mask in near.items() if mask.sum() > 50}
 
 
+def shapes_in(image: Image.Image) -> list[tuple[str, str, float, float]]:
+    """Kind, colour and centre (parts of the canvas) of every shape, told from the pixels alone."""
+    from scipy.ndimage import label
+
+    found = []
+    for color, mask in masks(image).items():
+        regions, number = label(mask, np.ones((3, 3)))
+        for region in range(1, number + 1):
+            ys, xs = np.nonzero(regions == region)
+            if len(xs) < 50:
+                continue
+            y, x = ys.mean(), xs.mean()
+            # The farthest pixel in radii of the disc of this area: 1 for a circle, 1.25 for a
+            # square, over 1.5 for a triangle or star; a star fills less of its bounding box.
+            farthest = np.hypot(xs - x, ys - y).max() / np.sqrt(len(xs) / np.pi)
+            part = len(xs) / ((np.ptp(xs) + 1) * (np.ptp(ys) + 1))
+            pointed = "star" if part < 0.40 else "triangle"
+            kind = "circle" if farthest < 1.12 else "square" if farthest < 1.4 else pointed
+            found.append((kind, color, x / image.width, y / image.height))
+    return found
+
+
 @pytest.mark.parametrize("task", GROUPS["shapes"].tasks)
 def test_shape_answers_match_the_pixels(task: str) -> None:
-    from scipy.ndimage import binary_fill_holes, label
-
-    # Part of its own bounding box that an upright or slightly turned shape fills.
-    filled = {"star": (0.22, 0.40), "triangle": (0.40, 0.58), "square": (0.66, 1.01)}
-    filled["circle"] = (0.72, 0.83)
     for scene in scenes("shapes", task, 25):
-        colors = masks(scene.image)
-        pieces = {
-            name: label(binary_fill_holes(mask), np.ones((3, 3))) for name, mask in colors.items()
-        }
-        counted = sum(
-            int((np.bincount(regions.ravel())[1:] > 50).sum()) for regions, _ in pieces.values()
-        )
+        found = shapes_in(scene.image)
         assert any(question.task == task for question in scene.questions)
         for question in scene.questions:
-            words = question.prompts[0].rstrip("?").split()
             if question.task == "shape_count":
-                assert question.answer == str(counted)
-            if question.task == "shape_color":
-                assert question.answer in colors
-            if question.task == "shape_kind":
-                ys, xs = np.nonzero(colors[words[-1]])
-                part = len(xs) / ((np.ptp(xs) + 1) * (np.ptp(ys) + 1))
-                low, high = filled[question.answer]
-                assert low < part < high
-                assert max(np.ptp(xs), np.ptp(ys)) > 0.2 * 168
-            if question.task == "shape_side" and np.max(pieces[words[2]][0]) == 1:
-                ys, xs = np.nonzero(colors[words[2]])
-                sides = {"left": xs.mean() < 84, "right": xs.mean() > 84}
-                sides |= {"top": ys.mean() < 84, "bottom": ys.mean() > 84}
-                assert sides[question.answer]
-                assert question.answer in words
+                assert question.answer == str(len(found))
+                continue
+            words = set(question.prompts[0].rstrip("?").split())
+            (shape,) = (s for s in found if words & {s[0], s[1]})  # it names exactly one
+            kind, color, x, y = shape
+            sides = {"left" if x < 0.5 else "right", "top" if y < 0.5 else "bottom"}
+            right = {"shape_color": {color}, "shape_kind": {kind}, "shape_side": sides & words}
+            assert {question.answer} == right[question.task]
+
+
+def test_no_question_about_shapes_answers_another() -> None:
+    told = {"shape_color": set(COLORS), "shape_kind": set(KINDS), "shape_side": set()}
+    for task in told:
+        for scene in scenes("shapes", task, 25):
+            prompts = " ".join(prompt for q in scene.questions for prompt in q.prompts)
+            assert not set(re.findall(r"\w+", prompts)) & told[task]
 
 
 @pytest.mark.parametrize("task", GROUPS["charts"].tasks)
@@ -206,12 +218,12 @@ def test_every_task_can_be_asked_with_short_lower_case_answers(group: str, task:
 def test_shapes_that_leave_only_one_question_are_drawn_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    twins = [Shape("star", "red", x, 0.5, 0.3, 0.0) for x in (0.3, 0.7)]
-    pair = [twins[0], Shape("circle", "blue", 0.7, 0.5, 0.3, 0.0)]
+    twins = [Shape("star", "red", x, 0.3, 0.3, 0.0) for x in (0.3, 0.7)]
+    pair = [twins[0], Shape("circle", "blue", 0.7, 0.3, 0.3, 0.0)]
     monkeypatch.setattr(
         shapes_module, "_arrange", lambda rng, left=[twins, twins, pair]: left.pop(0)
     )
-    (scene,) = scenes("shapes", "shape_count", 1)
+    (scene,) = scenes("shapes", "shape_color", 1)
     assert {question.answer for question in scene.questions} >= {"red", "blue"}
 
 

@@ -16,10 +16,10 @@ from laco_deploy.training.data.plan import Job, ask, conversation, picture_rng, 
 from laco_deploy.training.data.scene import SPLITS, Split
 from laco_runtimes.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Goes up when the same settings would give other pictures or questions."""
 
-DEFAULT_COUNTS: Mapping[str, int] = {"train": 24_000, "val": 600, "test": 2_100}
+DEFAULT_COUNTS: Mapping[str, int] = {"train": 30_000, "val": 600, "test": 2_100}
 MIN_CANVAS = 64
 MAX_CANVAS = 1024
 _CHUNK = 64
@@ -48,10 +48,10 @@ def make_dataset(
 ) -> DatasetSummary:
     """Make a data set in the folder `out`: `train.json`, `val.json`, `test.json` and `images/`.
 
-    Train pictures carry two to four questions (fewer where there is less to ask), val and test
-    pictures one. The same settings give
-    the same bytes, whatever the number of workers. The folder is made beside `out` and renamed, so
-    `out` is either complete or not there; a folder already made with the same settings is reused.
+    Train pictures carry three to six questions (fewer where there is less to ask), val and test
+    pictures one. The same settings give the same bytes, whatever the number of workers. The folder
+    is made beside `out` and renamed, so `out` is either complete or not there; a folder already
+    made with the same settings is reused.
     `dataset.json`, written last, keeps the settings, sources with licences, and versions.
 
     Args:

@@ -13,7 +13,7 @@ GROUPS: dict[str, SceneMaker] = {
     "charts": ChartScenes(),
 }
 
-TRAIN_WEIGHTS: dict[str, float] = {"digits": 0.48, "shapes": 0.25, "text": 0.11, "charts": 0.16}
+TRAIN_WEIGHTS: dict[str, float] = {"digits": 0.42, "shapes": 0.36, "text": 0.07, "charts": 0.15}
 """Part of the train pictures each group gets (of the groups asked for, in proportion).
 
 Val and test go by task instead: every task of every group gets the same number of pictures.

@@ -9,8 +9,8 @@ import numpy as np
 from laco_deploy.training.data.groups import GROUPS, TRAIN_WEIGHTS
 from laco_deploy.training.data.scene import SPLITS, Question, Scene, Split, draw, pick
 
-MIN_TURNS = 2
-MAX_TURNS = 4
+MIN_TURNS = 3
+MAX_TURNS = 6
 _ORDER_STREAM = 10
 """Random streams: [seed, split, picture] paints a picture, [seed, 10 + split] orders a split."""
 
@@ -67,7 +67,7 @@ def plan_split(seed: int, split: Split, count: int, groups: Sequence[str]) -> li
 def ask(rng: np.random.Generator, scene: Scene, job: Job) -> list[Question]:
     """The questions of one picture.
 
-    One is of the job's task; in train it stands among up to three others, in random order.
+    One is of the job's task; in train it stands among others, in random order.
     """
     first = pick(rng, [question for question in scene.questions if question.task == job.task])
     if job.split != "train":

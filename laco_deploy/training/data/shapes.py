@@ -7,32 +7,39 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from laco_deploy.training.data.colors import COLORS, background, neutral_paper
+from laco_deploy.training.data.colors import COLORS, background, contrast, neutral_paper
 from laco_deploy.training.data.scene import Question, Scene, Split, draw, pick
 
 SUPERSAMPLING = 3
-MIN_SIZE = 0.34
-MAX_SIZE = {1: 0.64, 2: 0.48, 3: 0.44}
-"""Largest diameter in parts of the canvas, by number of shapes."""
-_TRIES = 16
+QUARTERS = tuple((x, y) for y in (0.27, 0.73) for x in (0.27, 0.73))
+"""Centres of the four quarters of the canvas; every shape lies in one of its own."""
+PLAY = 0.03
+"""How far a shape lies from its quarter's centre at most, along x and along y."""
+SIZES = (0.34, 0.42)
+"""Smallest and largest diameter in parts of the canvas."""
+EDGE = 0.03
+"""Width of the outline in parts of the canvas."""
+DARK, LIGHT = (20, 20, 24), (245, 245, 245)
+"""Colours of the outline. The same line around every fill makes edges look alike, whatever meets
+there: an encoder alone told the four kinds apart in 91 % after 400 steps, 60 % without it."""
+CHANCES = {1: 0.5, 2: 0.3, 3: 0.2}
+"""How often so many shapes are drawn. Alone, a shape shows its kind and colour without the question
+having to say which is meant: a model from scratch learns that first, and the rest from there."""
 
-CLEAR_SIDE = 0.12
-"""A side is only asked about when the centre is this far from the middle (part of the canvas)."""
-
+COUNT = ("How many shapes are there?", "How many shapes do you see?", "Count the shapes.")
 COLOR_OF = (
-    "What color is the {kind}?",
-    "Which color does the {kind} have?",
-    "What is the color of the {kind}?",
+    "What color is the {name}?",
+    "Which color does the {name} have?",
+    "What is the color of the {name}?",
 )
 KIND_OF = ("What shape is {color}?", "Which shape is {color}?", "What is the {color} shape?")
-COUNT = ("How many shapes are there?", "How many shapes do you see?", "Count the shapes.")
 LEFT_RIGHT = (
-    "Is the {color} {kind} on the left or right?",
-    "Is the {color} {kind} on the left or the right side?",
+    "Is the {name} on the left or right?",
+    "Is the {name} on the left or the right side?",
 )
 TOP_BOTTOM = (
-    "Is the {color} {kind} at the top or bottom?",
-    "Is the {color} {kind} in the top or the bottom half?",
+    "Is the {name} at the top or bottom?",
+    "Is the {name} in the top or the bottom half?",
 )
 
 
@@ -66,7 +73,7 @@ KINDS = tuple(POLYGONS)
 
 
 class ShapeScenes:
-    """One to three coloured shapes that do not overlap."""
+    """One to three coloured shapes, each in a quarter of its own."""
 
     tasks = ("shape_color", "shape_kind", "shape_count", "shape_side")
     train_tasks = tasks
@@ -76,75 +83,70 @@ class ShapeScenes:
         """Arrange shapes until something of `task` can be asked clearly."""
         while True:
             shapes = _arrange(rng)
-            questions = _questions(shapes)
+            by_kind = task == "shape_color" or (task != "shape_kind" and rng.random() < 0.5)
+            questions = _questions(rng, shapes, by_kind=by_kind)
             # Shapes that are all alike leave nothing to ask but their number: draw again.
             if len(questions) > 1 and any(question.task == task for question in questions):
                 return Scene(_paint(rng, canvas, shapes), questions)
 
 
 def _arrange(rng: np.random.Generator) -> list[Shape]:
-    count = int(rng.integers(1, 4))
-    kinds = [pick(rng, KINDS) for _ in range(count)]
+    count = int(rng.choice(list(CHANCES), p=list(CHANCES.values())))
     all_differ = rng.random() < 0.7
     colors = (
-        draw(rng, tuple(COLORS), count) if all_differ else [pick(rng, tuple(COLORS)) for _ in kinds]
+        draw(rng, tuple(COLORS), count)
+        if all_differ
+        else [pick(rng, tuple(COLORS)) for _ in range(count)]
     )
-    while True:
-        shapes: list[Shape] = []
-        for kind, color in zip(kinds, colors, strict=True):
-            size = rng.uniform(MIN_SIZE, MAX_SIZE[count])
-            low, high = size / 2 + 0.04, 1 - size / 2 - 0.04
-            free = [
-                (x, y)
-                for x, y in rng.uniform(low, high, (_TRIES, 2)).tolist()
-                if _is_free(shapes, x, y, size)
-            ]
-            if not free:
-                break
-            shapes.append(Shape(kind, color, *free[0], size, math.radians(rng.uniform(-12, 12))))
-        else:
-            return shapes
+    return [
+        Shape(
+            kind=pick(rng, KINDS),
+            color=color,
+            x=x + rng.uniform(-PLAY, PLAY),
+            y=y + rng.uniform(-PLAY, PLAY),
+            size=rng.uniform(*SIZES),
+            angle=math.radians(rng.uniform(-12, 12)),
+        )
+        for color, (x, y) in zip(colors, draw(rng, QUARTERS, count), strict=True)
+    ]
 
 
-def _is_free(shapes: list[Shape], x: float, y: float, size: float) -> bool:
-    return all(math.hypot(s.x - x, s.y - y) > 0.56 * (s.size + size) + 0.03 for s in shapes)
+def _questions(
+    rng: np.random.Generator, shapes: list[Shape], *, by_kind: bool
+) -> tuple[Question, ...]:
+    """What may be asked: their number, and of each that can be named one feature and one side.
 
-
-def _phrase(prompts: tuple[str, ...], shape: Shape) -> tuple[str, ...]:
-    return tuple(prompt.format(kind=shape.kind, color=shape.color) for prompt in prompts)
-
-
-def _questions(shapes: list[Shape]) -> tuple[Question, ...]:
-    kinds = Counter(shape.kind for shape in shapes)
-    colors = Counter(shape.color for shape in shapes)
-    pairs = Counter((shape.kind, shape.color) for shape in shapes)
+    All prompts of a picture name shapes by kind, or all by colour. Otherwise one turn of a dialogue
+    would give away the answer to another, and a model would learn to read the dialogue where it
+    should look at the picture.
+    """
     questions = [Question("shape_count", COUNT, str(len(shapes)))]
+    seen = Counter(shape.kind if by_kind else shape.color for shape in shapes)
     for shape in shapes:
-        if kinds[shape.kind] == 1:
-            questions.append(Question("shape_color", _phrase(COLOR_OF, shape), shape.color))
-        if colors[shape.color] == 1:
-            questions.append(Question("shape_kind", _phrase(KIND_OF, shape), shape.kind))
-        if pairs[shape.kind, shape.color] > 1:
+        if seen[shape.kind if by_kind else shape.color] > 1:
             continue
-        if abs(shape.x - 0.5) > CLEAR_SIDE:
-            questions.append(
-                Question(
-                    "shape_side", _phrase(LEFT_RIGHT, shape), "left" if shape.x < 0.5 else "right"
-                )
-            )
-        if abs(shape.y - 0.5) > CLEAR_SIDE:
-            questions.append(
-                Question(
-                    "shape_side", _phrase(TOP_BOTTOM, shape), "top" if shape.y < 0.5 else "bottom"
-                )
-            )
+        name = shape.kind if by_kind else f"{shape.color} shape"
+        if by_kind:
+            prompts = tuple(prompt.format(name=name) for prompt in COLOR_OF)
+            questions.append(Question("shape_color", prompts, shape.color))
+        else:
+            prompts = tuple(prompt.format(color=shape.color) for prompt in KIND_OF)
+            questions.append(Question("shape_kind", prompts, shape.kind))
+        place, choices, (low, high) = pick(
+            rng,
+            ((shape.x, LEFT_RIGHT, ("left", "right")), (shape.y, TOP_BOTTOM, ("top", "bottom"))),
+        )
+        prompts = tuple(prompt.format(name=name) for prompt in choices)
+        questions.append(Question("shape_side", prompts, low if place < 0.5 else high))
     return tuple(questions)
 
 
 def _paint(rng: np.random.Generator, canvas: int, shapes: list[Shape]) -> Image.Image:
-    paper = background(rng, canvas, neutral_paper(rng))
+    color = neutral_paper(rng)
+    paper = background(rng, canvas, color)
     image = paper.resize((canvas * SUPERSAMPLING,) * 2, Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(image)
+    edge = max(DARK, LIGHT, key=lambda ink: contrast(ink, color))
     for shape in shapes:
         cos, sin = math.cos(shape.angle), math.sin(shape.angle)
         points = [
@@ -155,4 +157,5 @@ def _paint(rng: np.random.Generator, canvas: int, shapes: list[Shape]) -> Image.
             for x, y in POLYGONS[shape.kind]
         ]
         pen.polygon(points, fill=COLORS[shape.color])
+        pen.line([*points, *points[:2]], fill=edge, width=round(EDGE * image.width), joint="curve")
     return image.reduce(SUPERSAMPLING)
