@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import transformers
 from huggingface_hub import ModelCard
 from torch import Tensor, nn
+from transformers.utils import logging as hf_logging
 
 from laco_deploy.model.checkpoint import Checkpoint, load_checkpoint
 from laco_deploy.model.config import LacoConfig, square_side
@@ -150,22 +152,33 @@ class TorchReference:
         """transformers' own `generate`, past stop tokens, with the gap of the best two logits."""
         prompt = torch.tensor([ids])
         model: Any = self._model  # `generate` is typed for other classes
-        output = model.generate(
-            input_ids=prompt,
-            attention_mask=torch.ones_like(prompt),
-            pixel_values=torch.from_numpy(pixel_values),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=-1,  # no token has it, so nothing ends the answer early
-            pad_token_id=0,  # never used
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
+        with _only_errors():  # it warns, for every image, that nothing will stop it
+            output = model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                pixel_values=torch.from_numpy(pixel_values),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=-1,  # no token has it, so nothing ends the answer early
+                pad_token_id=0,  # never used
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
         best = torch.cat(output.logits).topk(2).values  # [new tokens, 2]
         return GreedyAnswer(
             tokens=tuple(output.sequences[0, len(ids) :].tolist()),
             margins=tuple((best[:, 0] - best[:, 1]).tolist()),
         )
+
+
+@contextmanager
+def _only_errors() -> Iterator[None]:
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
 
 
 class BaselineEncoder(nn.Module):
