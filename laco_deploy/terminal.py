@@ -1,4 +1,4 @@
-"""A progress bar with the stage under way and an estimate of the time left, on standard error."""
+"""What every command prints alike: whole lines, and a progress bar."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
+def say(text: str, *, style: str | None = None, to_stderr: bool = False) -> None:
+    """Print `text` as it is: no markup, and not broken into lines, so that a path can be copied."""
+    Console(stderr=to_stderr, highlight=False).print(
+        text, style=style, markup=False, soft_wrap=True
+    )
+
+
 @contextmanager
 def stage_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Give a function to call with (stage, steps done, steps in all); the bar goes at the end."""
+    """Give a function to call with the stage, the steps done and the steps in all.
+
+    The bar, with an estimate of the time left, is on standard error and goes at the end.
+    """
     columns = (TextColumn("{task.description:<32}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
@@ -22,4 +32,4 @@ def stage_bar() -> Iterator[Callable[[str, int, int], None]]:
         yield advance
 
 
-__all__ = ["stage_bar"]
+__all__ = ["say", "stage_bar"]

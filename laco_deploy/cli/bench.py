@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
+from laco_deploy.terminal import say
 from laco_runtimes.errors import ArgumentError, LacoError
 
 if TYPE_CHECKING:
@@ -100,17 +101,17 @@ def bench(
     with _progress() as progress:
         report = run_benchmark(job, progress=progress)
 
-    console = Console(stderr=json == STDOUT, highlight=False)
-    console.print(to_rich(report))
+    to_stderr = json == STDOUT
+    Console(stderr=to_stderr, highlight=False).print(to_rich(report))
     for note in notes(report):
-        console.print(note, style="dim", markup=False)
-    console.print(headline(report), style="bold", markup=False)
+        say(note, style="dim", to_stderr=to_stderr)
+    say(headline(report), style="bold", to_stderr=to_stderr)
     if json_file is not None:
         _write(json_file, report.model_dump_json(indent=2) + "\n")
-        console.print(f"numbers: {json_file}", markup=False)
+        say(f"numbers: {json_file}", to_stderr=to_stderr)
     if html is not None:
         _write(html, render_page(report))
-        console.print(f"page: {html}", markup=False)
+        say(f"page: {html}", to_stderr=to_stderr)
     if json == STDOUT:
         print(report.model_dump_json())
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from laco_deploy.terminal import say
 from laco_runtimes.errors import LacoError
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def chat(
         except LacoError as error:
             if not sys.stdin.isatty():
                 raise
-            console.print(f"error: {error}", markup=False)
+            say(f"error: {error}", to_stderr=True)
 
 
 def _ask(
@@ -81,7 +82,7 @@ def _ask(
         sys.stdout.flush()
     sys.stdout.write("\n")
     if stats:
-        Console(stderr=True, highlight=False).print(f"[dim]{stream.reply.summary()}[/]")
+        say(stream.reply.summary(), style="dim", to_stderr=True)
 
 
 __all__ = ["chat"]

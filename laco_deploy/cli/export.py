@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 
 
 def export(
@@ -41,7 +40,7 @@ def export(
     import laco_export  # noqa: F401 - first: it names the extra to install when torch is missing
     from laco_deploy.exporting import export_checkpoint
     from laco_deploy.parity_data import parity_samples
-    from laco_deploy.terminal import stage_bar
+    from laco_deploy.terminal import say, stage_bar
 
     with stage_bar() as progress:
         result = export_checkpoint(
@@ -53,21 +52,20 @@ def export(
             parity_samples=parity_samples(ckpt, parity_data),
             progress=progress,
         )
-    console = Console(highlight=False)
     parity = result.parity.parity
-    console.print(
+    say(
         f"parity on {target}: {parity.greedy_identical} of {parity.images} answers are PyTorch's, "
         f"cosine of a visual token at least {parity.visual_token_cosine_min:.7f}, "
         f"logits differ by at most {parity.logits_max_abs_difference:.1e}"
     )
     for tie in result.parity.ties:
-        console.print(tie)
+        say(tie)
     for variant in result.manifest.variants:
-        console.print(
+        say(
             f"{variant.name}: {variant.tokens_per_tile} visual tokens per image"
             + (" (for latency only)" if variant.latency_only else "")
         )
-    console.print(
+    say(
         f"{result.path}: {result.size_bytes / 1e6:.1f} MB in {len(result.manifest.files)} files, "
         f"{sum(result.seconds.values()):.1f} s"
     )

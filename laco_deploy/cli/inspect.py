@@ -8,6 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from laco_deploy.terminal import say
+
 
 def verify(engine: Path, /) -> None:
     """Check every file of a bundle against its manifest.
@@ -23,7 +25,7 @@ def verify(engine: Path, /) -> None:
 
     bundle = open_bundle(engine)
     size = sum(entry.size for entry in bundle.manifest.files)
-    Console(highlight=False).print(
+    say(
         f"{engine}: {len(bundle.manifest.files)} files, {size / 1e6:.1f} MB, "
         "all as the manifest says"
     )

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
+from laco_deploy.terminal import say
 from laco_runtimes.errors import MissingPackageError
 
 
@@ -62,9 +63,8 @@ def train(
     table = Table("group", "right", "of", "accuracy")
     for score in summarise(result.scores):
         table.add_row(score.group, str(score.correct), str(score.total), f"{score.accuracy:.1%}")
-    console = Console()
-    console.print(table)
-    console.print(f"{result.minutes:.1f} minutes of training. The checkpoint is in {result.path}")
+    Console().print(table)
+    say(f"{result.minutes:.1f} minutes of training. The checkpoint is in {result.path}")
 
 
 __all__ = ["train"]

@@ -64,9 +64,9 @@ def test_verify_and_info_describe_a_bundle(
     bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert laco("verify", bundle) == 0
-    assert "all as the manifest says" in capsys.readouterr().out.replace("\n", " ")
+    assert "all as the manifest says" in capsys.readouterr().out
     assert laco("info", bundle) == 0
-    assert "laco 2x2 after block 1" in capsys.readouterr().out.replace("\n", " ")
+    assert "laco 2x2 after block 1" in capsys.readouterr().out
     assert laco("info", bundle, "--json") == 0
     assert json.loads(capsys.readouterr().out)["target"] == "onnxruntime"
 
@@ -80,7 +80,7 @@ def test_export_writes_a_bundle_that_chats(
     with reused_graphs(bundle_for("onnxruntime")):
         code = laco("export", "--ckpt", bundle_for.checkpoint, "--target", "openvino", "--out", out)
     assert code == 0
-    assert "parity on openvino: 18 of 18" in capsys.readouterr().out.replace("\n", " ")
+    assert "parity on openvino: 18 of 18" in capsys.readouterr().out
     assert laco("verify", out) == 0
 
 
@@ -122,7 +122,7 @@ def test_bad_images_end_with_code_1_and_one_message(
         damage(bad, image)
     assert laco("chat", bundle, "What is it?", "--image", bad) == 1
     error = capsys.readouterr().err
-    assert message in error.replace("\n", " ")
+    assert message in error
     assert "Traceback" not in error
 
 
@@ -143,7 +143,7 @@ def test_a_changed_byte_ends_with_code_1(
     data[len(data) // 2] ^= 1
     weights.write_bytes(bytes(data))
     assert laco("verify", copy) == 1
-    assert "decoder.onnx.data" in capsys.readouterr().err.replace("\n", "")
+    assert "decoder.onnx.data" in capsys.readouterr().err
 
 
 def test_unknown_target_names_the_nearest_and_writes_nothing(
@@ -152,7 +152,7 @@ def test_unknown_target_names_the_nearest_and_writes_nothing(
     out = tmp_path / "engine"
     code = laco("export", "--ckpt", bundle_for.checkpoint, "--target", "openvin", "--out", out)
     assert code == 2
-    assert "Did you mean 'openvino'?" in capsys.readouterr().err.replace("\n", " ")
+    assert "Did you mean 'openvino'?" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
