@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import transformers
@@ -215,6 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.manual_seed(0)
     dtype = DTYPES[options.dtype]
     variants = make_variants(vision, dtype)
+    theirs: Any = variants[-1].run
     pixels = torch.randn(options.tile_count, 3, vision.image_size, vision.image_size, dtype=dtype)
     facts = {
         "preset": options.preset,
@@ -223,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "rounds": options.rounds,
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "attention": variants[-1].run.config._attn_implementation,
+        "attention": theirs.config._attn_implementation,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -14,7 +14,6 @@ from transformers import (
     Aimv2VisionModel,
     AutoConfig,
     AutoModelForImageTextToText,
-    AutoProcessor,
     AutoTokenizer,
 )
 
@@ -23,6 +22,7 @@ from laco_deploy.model.checkpoint import load_checkpoint, save_checkpoint
 from laco_deploy.model.merger_spec import MergerSpec
 from laco_runtimes.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 from tests.bundles import make_random_checkpoint, random_config, random_model
+from tests.model.older_checkpoint import rewrite_as_older
 from tests.model.tower_samples import KINDS, laco_config
 
 BLOCKS = 3
@@ -197,25 +197,23 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str)
         LacoConfig(**settings)
 
 
-def test_checkpoint_of_the_version_before_answers_as_it_did() -> None:
-    # Its config.json knows neither the newer settings of a merger nor of images.
-    folder = Path(__file__).parents[2] / "samples" / "laco-tiny"
-    model = load_checkpoint(folder).model
-    processor = AutoProcessor.from_pretrained(folder)
-    assert model.config.merger_specs == (MergerSpec(after_block=1),)
-    assert (model.config.image_mode, model.config.image_newline) == ("square", False)
-    samples = json.loads((folder / "parity" / "samples.json").read_text())[:6]
-    answers = []
-    for sample in samples:
-        question = sample["conversations"][0]["value"].removeprefix("<image>\n")
-        image = {"type": "image", "path": str(folder / "parity" / sample["image"])}
-        chat = [{"role": "user", "content": [image, {"type": "text", "text": question}]}]
-        batch = processor.apply_chat_template(
-            chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )
-        ids = model.generate(**batch, max_new_tokens=8, do_sample=False)
-        answers.append(processor.decode(ids[0, batch["input_ids"].shape[1] :], True))
-    assert answers == ["4", "2", "b", "3", "9", "1"]
+def test_checkpoint_of_the_version_before_loads_unchanged(tmp_path: Path) -> None:
+    today = load_checkpoint(make_random_checkpoint(tmp_path / "today"))
+    older = load_checkpoint(rewrite_as_older(make_random_checkpoint(tmp_path / "older")))
+    assert older.config.merger_specs == (MergerSpec(after_block=1),)
+    assert (older.config.image_mode, older.config.image_newline) == ("square", False)
+    assert older.config.token_layout == today.config.token_layout
+    assert (older.preprocessing, older.template) == (today.preprocessing, today.template)
+    ids = torch.tensor([[5, *[older.config.image_token_id] * 16, 7]])
+    with torch.no_grad():
+        logits = [c.model(input_ids=ids, pixel_values=pixels(1)).logits for c in (today, older)]
+    assert torch.equal(*logits)
+
+
+def test_shipped_checkpoint_loads() -> None:
+    shipped = load_checkpoint(Path(__file__).parents[2] / "samples" / "laco-tiny")
+    assert shipped.config.tokens_per_tile == 36
+    assert shipped.config.text.vocab_size > shipped.config.image_token_id
 
 
 @pytest.fixture

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from laco_runtimes.errors import ArgumentError, ImageError
 from laco_runtimes.images import Preprocessing, load_image, normalise, preprocess
 from laco_runtimes.prompt import encode_text, load_tokenizer
 from tests.bundles import IMAGE_SIZE, PROMPTS, make_random_checkpoint, random_config
+from tests.model.older_checkpoint import rewrite_as_older
 
 TINY = Path(__file__).parents[2] / "samples" / "laco-tiny"
 PICTURE = TINY / "parity" / "00.png"
@@ -60,15 +63,23 @@ def chat(*content: Any) -> list[dict[str, Any]]:
 # The same as a runtime.
 
 
-def test_ids_and_pixels_are_those_of_the_runtime() -> None:
-    # samples/laco-tiny is of the version before: no processor_config.json, another chat template.
-    assert not (TINY / "processor_config.json").exists()
-    ours, checkpoint = AutoProcessor.from_pretrained(TINY), load_checkpoint(TINY)
+@pytest.fixture(scope="module")
+def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return rewrite_as_older(make_random_checkpoint(tmp_path_factory.mktemp("older") / "checkpoint"))
+
+
+@pytest.fixture(scope="module", params=["shipped", "older"])
+def folder(request: pytest.FixtureRequest, older: Path) -> Path:
+    return TINY if request.param == "shipped" else older
+
+
+def test_ids_and_pixels_are_those_of_the_runtime(folder: Path) -> None:
+    ours, checkpoint = AutoProcessor.from_pretrained(folder), load_checkpoint(folder)
     messages = chat({"type": "image", "path": str(PICTURE)}, QUESTION)
     batch = ours.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    template, plain = checkpoint.template, load_tokenizer(TINY / "tokenizer.json")
+    template, plain = checkpoint.template, load_tokenizer(folder / "tokenizer.json")
     counts = (checkpoint.config.tokens_per_tile,)
     expected = [*template.system, *template.turn(encode_text(plain, QUESTION), counts)]
     assert batch["input_ids"].tolist() == [expected]
@@ -100,13 +111,13 @@ def test_nothing_at_the_border_is_lost() -> None:
     assert np.asarray(crop(image)["pixel_values"][0])[0].max() < 0.1
 
 
-def test_no_torchvision_is_needed() -> None:
-    assert LacoImageProcessor(56)(noise(9, 9), return_tensors="pt")["pixel_values"].dtype == (
-        torch.float32
-    )
-    for backend in (None, "pil", "torchvision"):
-        found = AutoImageProcessor.from_pretrained(TINY, backend=backend)
-        assert found is not None  # the older folder names CLIP's own class
+def test_no_torchvision_is_needed(older: Path) -> None:
+    # With torchvision away, as on a machine without it.
+    with mock.patch.dict(sys.modules, {"torchvision": None}):
+        ours = AutoProcessor.from_pretrained(older)  # whose file names CLIP's own image processor
+        assert type(ours.image_processor) is LacoImageProcessor
+        batch = ours(noise(9, 9), "<image>", return_tensors="pt")
+    assert batch["pixel_values"].dtype == torch.float32
 
 
 # Images as users give them.
@@ -324,9 +335,9 @@ def test_a_single_image_goes_to_the_front_of_its_turn_and_several_stay() -> None
         assert f"user\n{expected}<|im_end|>" in text
 
 
-def test_turns_follow_one_another_as_in_the_runtime() -> None:
-    ours, checkpoint = AutoProcessor.from_pretrained(TINY), load_checkpoint(TINY)
-    plain, template = load_tokenizer(TINY / "tokenizer.json"), checkpoint.template
+def test_turns_follow_one_another_as_in_the_runtime(folder: Path) -> None:
+    ours, checkpoint = AutoProcessor.from_pretrained(folder), load_checkpoint(folder)
+    plain, template = load_tokenizer(folder / "tokenizer.json"), checkpoint.template
     messages = [
         *chat({"type": "image"}, "What is it?"),
         {"role": "assistant", "content": "A dot"},
