@@ -10,12 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnxscript import ir, optimizer
 from torch import Tensor, nn
 
+from laco_export.static_shapes import (
+    ENCODER_OPS,
+    check_operators,
+    check_static,
+    pad_for_constant_tokens,
+    set_static_reshapes,
+)
 from laco_runtimes.errors import ExportError
 from laco_runtimes.graphs import GraphSpec, TensorSpec
 
@@ -31,17 +37,6 @@ DTYPES = {
 EXAMPLE_SIZES = {"tiles": 2, "batch": 2, "sequence": 5, "past": 3, "total": 8}
 """Sizes of the dynamic dimensions while tracing. Never 1, which torch takes for a constant."""
 
-ENCODER_OPS = frozenset(
-    {
-        *("Conv", "MatMul", "Attention", "Reshape", "Transpose"),
-        *("LayerNormalization", "RMSNormalization", "ReduceMean", "Softmax"),
-        *("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal"),
-        *("Gelu", "Erf", "Sigmoid", "Tanh"),
-    }
-)
-"""All that a vision encoder may consist of. No Shape, Gather, If, Loop, Scatter, Resize or other
-operator whose shapes an engine would learn only while it runs."""
-
 NO_LIMIT = 2**62
 
 
@@ -54,7 +49,8 @@ def write_graph(
         module: takes the inputs of `spec` in order, as float32, and returns its outputs in order.
         spec: names, types and dimensions, which the trace is held against.
         folder: where to write; made if it is not there.
-        allowed_ops: operators the graph may consist of; None allows all.
+        allowed_ops: operators the graph may consist of; its shapes must then be static, but for
+            the first dimension. None allows everything.
 
     Returns:
         Path of the `.onnx` file.
@@ -65,13 +61,17 @@ def write_graph(
     model = _trace(module, spec)
     # torch folds small constants only; a position table of 1024 x 1024 is looked up at run time.
     optimizer.optimize(model, input_size_limit=NO_LIMIT, output_size_limit=NO_LIMIT)
-    _set_static_reshapes(model.graph)
+    set_static_reshapes(model.graph)
+    pad_for_constant_tokens(model)
     # The tracer notes its Python stack at every node, with the paths of the machine it ran on.
     passes = ir.passes.common
     for clean in (passes.RemoveUnusedNodesPass(), passes.ClearMetadataAndDocStringPass()):
         clean(model)
+    if allowed_ops is not None:  # while dimensions still have the tracer's names
+        check_static(spec, model.graph)
     _conform(spec, model.graph)
-    _check_operators(spec, model.graph, allowed_ops)
+    if allowed_ops is not None:
+        check_operators(spec, model.graph, allowed_ops)
 
     model.producer_name, model.producer_version = "laco-deploy", None
     folder.mkdir(parents=True, exist_ok=True)
@@ -154,30 +154,6 @@ def _nested(module: nn.Module, shapes: Sequence[Any]) -> tuple[Any, ...]:
     return (*shapes[:single], *rest)
 
 
-def _set_static_reshapes(graph: ir.Graph) -> None:
-    """Give each Reshape a constant shape if one will do: 0 copies a dimension, -1 is the rest."""
-    for node in graph:
-        if node.op_type != "Reshape" or node.inputs[1] is None:
-            continue
-        before, after = node.inputs[0], node.outputs[0]
-        if node.inputs[1].const_value is not None or not (before and before.shape and after.shape):
-            continue
-        sizes = [
-            size
-            if isinstance(size, int)
-            else (0 if axis < len(before.shape) and before.shape[axis] == size else -1)
-            for axis, size in enumerate(after.shape)
-        ]
-        if sizes.count(-1) > 1 or 0 in [size for size in after.shape if isinstance(size, int)]:
-            continue
-        shape = ir.Value(
-            name=f"{after.name}_shape", const_value=ir.tensor(np.array(sizes, np.int64))
-        )
-        graph.register_initializer(shape)
-        node.replace_input_with(1, shape)
-        node.attributes.pop("allowzero", None)
-
-
 def _conform(spec: GraphSpec, graph: ir.Graph) -> None:
     """Hold inputs and outputs against the declaration and name computed dimensions after it.
 
@@ -210,15 +186,6 @@ def _same_dims(spec: TensorSpec, shape: ir.Shape) -> bool:
         elif found.value != declared and str(found.value).isidentifier():
             return False
     return True
-
-
-def _check_operators(spec: GraphSpec, graph: ir.Graph, allowed: frozenset[str] | None) -> None:
-    used = {node.op_type for node in graph}
-    if allowed is not None and (extra := sorted(used - allowed)):
-        raise ExportError(
-            f"the {spec.name} graph needs operator {', '.join(extra)}, which is kept out of it for "
-            "the engines' sake. Build the model of static reshapes and dense layers only."
-        )
 
 
 def _difference(spec: GraphSpec, what: str, declared: object, found: object) -> ExportError:

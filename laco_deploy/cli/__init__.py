@@ -14,13 +14,14 @@ from rich.logging import RichHandler
 from laco_deploy.cli.bench import bench
 from laco_deploy.cli.chat import chat
 from laco_deploy.cli.export import export
+from laco_deploy.cli.init import init
 from laco_deploy.cli.inspect import info, verify
 from laco_deploy.cli.train import train
 from laco_runtimes.errors import LacoError
 
 EXIT_CODES = "Exit codes: 0 fine, 1 failed, 2 wrong arguments, 3 a check was missed."
 
-VERBS: tuple[Callable[..., None], ...] = (train, export, chat, bench, verify, info)
+VERBS: tuple[Callable[..., None], ...] = (init, train, export, chat, bench, verify, info)
 """Verbs in the order in which people need them."""
 
 

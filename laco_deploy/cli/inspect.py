@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from laco_deploy.terminal import say
+from laco_runtimes.errors import MissingPackageError
 
 
 def verify(engine: Path, /) -> None:
@@ -31,18 +34,47 @@ def verify(engine: Path, /) -> None:
     )
 
 
-def info(engine: Path, /, *, json: bool = False) -> None:
-    """Say what a bundle holds: model, mergers, visual tokens, engine, parity.
+def info(path: Path, /, *, json: bool = False) -> None:
+    """Say what a bundle or a checkpoint holds: model, mergers, visual tokens, and more.
 
-    Example: `laco info engine/`
+    Examples:
+
+    * `laco info engine/` - engine, parity, size
+    * `laco info ckpt/` - parameters, operations, theoretical speed-up (needs the extra `train`)
 
     Parameters
     ----------
-    engine
-        Bundle folder that `laco export` wrote.
+    path
+        Bundle folder that `laco export` wrote, or checkpoint folder. Of a checkpoint only the
+        configuration is read.
     json
-        Print the manifest as JSON instead.
+        Print everything as JSON instead.
     """
+    from laco_runtimes.manifest import MANIFEST_NAME
+
+    is_bundle = (path / MANIFEST_NAME).exists()
+    if not is_bundle and (path / "config.json").is_file():
+        _checkpoint_info(path, json)
+    else:
+        _bundle_info(path, json)
+
+
+def _checkpoint_info(path: Path, json: bool) -> None:
+    for package in ("torch", "transformers"):
+        if find_spec(package) is None:
+            raise MissingPackageError(package, "train")
+
+    from laco_deploy.model.checkpoint import read_config
+    from laco_deploy.model.facts import model_facts
+
+    facts = model_facts(read_config(path))
+    if json:
+        print(json_module.dumps(facts.to_json(), indent=2))
+    else:
+        _print_table(facts.rows())
+
+
+def _bundle_info(engine: Path, json: bool) -> None:
     from laco_runtimes.bundle import open_bundle
 
     manifest = open_bundle(engine).manifest
@@ -78,10 +110,14 @@ def info(engine: Path, /, *, json: bool = False) -> None:
         "size": f"{sum(entry.size for entry in manifest.files) / 1e6:.1f} MB "
         f"in {len(manifest.files)} files",
     }
+    _print_table(rows.items())
+
+
+def _print_table(rows: Iterable[tuple[str, str]]) -> None:
     table = Table(show_header=False, box=None)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in rows.items():
+    for name, value in rows:
         table.add_row(name, value)
     Console(highlight=False).print(table)
 

@@ -8,20 +8,27 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from laco_deploy.model.config import LacoConfig
 from laco_deploy.model.modeling import LacoForConditionalGeneration
-from laco_runtimes.errors import CheckpointError, CheckpointNotFoundError, ConfigError
+from laco_deploy.model.processing import LacoProcessor
+from laco_deploy.model.published import open_published
+from laco_runtimes.errors import CheckpointError, CheckpointNotFoundError
 from laco_runtimes.images import Preprocessing
 from laco_runtimes.prompt import PromptTemplate, chatml, load_tokenizer
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+IMAGE_FILES = ("processor_config.json", "preprocessor_config.json")
+"""Either states mean and std; the first one wins, as in transformers."""
+
+_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Raises:
         CheckpointNotFoundError: no folder, or no `config.json` in it.
-        CheckpointError: weights missing, damaged, or not those of the configuration; no tokenizer.
+        CheckpointError: weights damaged, or not those of the configuration; no tokenizer, or no
+            image mean and std.
     """
     root = Path(path)
     if not (root / "config.json").is_file():
@@ -63,18 +71,19 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointNotFoundError(
             f"'{root}' holds no weights ({WEIGHT_FILES[0]}). Copy them into it or train again."
         )
-    config = _read_config(root)
+    config = read_config(root)
+    if not (root / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"'{root}' holds no tokenizer.json. Copy it from the original checkpoint."
+        )
+    preprocessing = _read_preprocessing(root, config.image_size)
+    _check_weights(root, config)
     model = _read_model(root, config)
-    for name in ("tokenizer.json", "preprocessor_config.json"):
-        if not (root / name).is_file():
-            raise CheckpointError(
-                f"'{root}' holds no {name}. Copy it from the original checkpoint."
-            )
     tokenizer = load_tokenizer(root / "tokenizer.json")
     return Checkpoint(
         root=root,
         model=model.eval(),
-        preprocessing=_read_preprocessing(root, config.image_size),
+        preprocessing=preprocessing,
         template=chatml(tokenizer, image_token_id=config.image_token_id),
     )
 
@@ -92,15 +101,20 @@ def save_checkpoint(
     Args:
         out: folder to write; an older checkpoint there is replaced, anything else is an error.
         model: saved as safetensors.
-        tokenizer: saved in the Hugging Face layout.
-        preprocessing: saved as `preprocessor_config.json`.
+        tokenizer: saved in the Hugging Face layout. Its chat template becomes ChatML with LLaVA's
+            system turn, as the prompts of a runtime are.
+        preprocessing: saved for the processor of transformers and as `preprocessor_config.json`.
         extra: called with the unfinished folder to add further files, such as the model card.
 
     Raises:
+        ArgumentError: the tokenizer has no token of the model's `image_token_id`.
+        BundleError: the tokenizer has no ChatML tokens.
         CheckpointError: `out` exists and is not a checkpoint.
     """
     out = out.absolute()
     check_replaceable(out)
+    config = cast(LacoConfig, model.config)
+    processor = LacoProcessor.from_config(config, tokenizer, preprocessing)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -108,13 +122,14 @@ def save_checkpoint(
             model.save_pretrained(temporary)
         for file in temporary.iterdir():  # safetensors makes files only the owner may read
             file.chmod(0o644)
+        processor.save_pretrained(temporary)  # with the tokenizer
+        # transformers' processors need no such file; bundles carry one for other tools.
+        processor.image_processor.save_pretrained(temporary)
+        plain = load_tokenizer(temporary / "tokenizer.json")
+        stop = chatml(plain, image_token_id=config.image_token_id).stop
         GenerationConfig(
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+            eos_token_id=list(stop), pad_token_id=tokenizer.pad_token_id
         ).save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        (temporary / "preprocessor_config.json").write_text(
-            json.dumps(_preprocessor_config(preprocessing), indent=2) + "\n"
-        )
         if extra is not None:
             extra(temporary)
         temporary.chmod(0o755)
@@ -161,7 +176,12 @@ def _swap(temporary: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _read_config(root: Path) -> LacoConfig:
+def read_config(root: Path) -> LacoConfig:
+    """The configuration of a checkpoint folder, without its weights.
+
+    Raises:
+        CheckpointError: not JSON, another type of model, or a configuration that is not valid.
+    """
     try:
         values: dict[str, Any] = json.loads((root / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -175,8 +195,36 @@ def _read_config(root: Path) -> LacoConfig:
         )
     try:
         return LacoConfig.from_pretrained(root, local_files_only=True)
-    except ConfigError as error:
-        raise CheckpointError(f"'{root / 'config.json'}': {error}") from error
+    except Exception as error:  # transformers' checks raise many kinds
+        raise CheckpointError(f"'{root / 'config.json'}' is not valid: {error}") from error
+
+
+def _check_weights(root: Path, config: LacoConfig) -> None:
+    """Compare the headers of the files with the model, before memory is taken for it."""
+    stored = {name: tensor.shape for name, tensor in open_published(root).tensors.items()}
+    with torch.device("meta"):
+        empty = LacoForConditionalGeneration(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
+    if config.tie_word_embeddings:  # one matrix, which files hold under one name
+        stored.pop("lm_head.weight", None)
+        expected.pop("lm_head.weight")
+    sizes = [name for name in expected if stored.get(name, expected[name]) != expected[name]]
+    misfits = {
+        "missing keys": [name for name in expected if name not in stored],
+        "unexpected keys": [name for name in stored if name not in expected],
+        "keys of another shape": [f"{n} ({stored[n]}, not {expected[n]})" for n in sizes],
+    }
+    found = [
+        f"{len(names)} {kind}: {', '.join(sorted(names)[:_NAMES_SHOWN])}"
+        + (", ..." if len(names) > _NAMES_SHOWN else "")
+        for kind, names in misfits.items()
+        if names
+    ]
+    if found:
+        raise CheckpointError(
+            f"the weights in '{root}' do not fit its config.json ({'; '.join(found)}). "
+            "Use the config they belong to."
+        )
 
 
 def _read_model(root: Path, config: LacoConfig) -> LacoForConditionalGeneration:
@@ -195,48 +243,38 @@ def _read_model(root: Path, config: LacoConfig) -> LacoForConditionalGeneration:
             "The file may be damaged: copy it again."
         ) from error
     model, info = loaded  # output_loading_info makes it a pair
-    # transformers fills gaps with random numbers; a deployed model must not have any.
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if keys := sorted(map(str, info[kind])):
-            raise CheckpointError(
-                f"the weights in '{root}' do not fit its config.json: {len(keys)} "
-                f"{kind.replace('_', ' ')}, the first is {keys[0]}. Use the config they belong to."
-            )
+    # transformers may rename what it reads, and fills gaps with random numbers.
+    if any(info.values()):
+        raise CheckpointError(
+            f"transformers did not take all weights of '{root}': {info}. "
+            "Use the version of transformers that laco-deploy was tested with."
+        )
     return cast(LacoForConditionalGeneration, model)
 
 
-def _preprocessor_config(preprocessing: Preprocessing) -> dict[str, Any]:
-    side = preprocessing.image_size
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
-        "size": {"height": side, "width": side},
-        "resample": 3,  # PIL's number for bicubic
-        "do_center_crop": False,
-        "do_convert_rgb": True,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(asdict(preprocessing)["mean"]),
-        "image_std": list(asdict(preprocessing)["std"]),
-    }
-
-
 def _read_preprocessing(root: Path, image_size: int) -> Preprocessing:
-    path = root / "preprocessor_config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        red, green, blue = map(float, values["image_mean"])
-        std_red, std_green, std_blue = map(float, values["image_std"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"'{path}' does not state image_mean and image_std. "
-            "Copy it from the original checkpoint."
-        ) from error
-    # Size comes from the encoder: its position embedding fits no other.
-    return Preprocessing(
-        image_size=image_size, mean=(red, green, blue), std=(std_red, std_green, std_blue)
+    for name in IMAGE_FILES:
+        path = root / name
+        try:
+            values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            values = values.get("image_processor", values)
+            if "image_mean" not in values:
+                continue
+            red, green, blue = map(float, values["image_mean"])
+            std_red, std_green, std_blue = map(float, values["image_std"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"'{path}' does not state image_mean and image_std. "
+                "Copy it from the original checkpoint."
+            ) from error
+        # Size comes from the encoder: its position embedding fits no other.
+        return Preprocessing(
+            image_size=image_size, mean=(red, green, blue), std=(std_red, std_green, std_blue)
+        )
+    raise CheckpointError(
+        f"'{root}' holds no {IMAGE_FILES[-1]} that states image_mean and image_std. "
+        "Copy it from the original checkpoint."
     )
 
 
-__all__ = ["Checkpoint", "check_replaceable", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "check_replaceable", "load_checkpoint", "read_config", "save_checkpoint"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
-from laco_deploy.model import LacoForConditionalGeneration
+from laco_deploy.model import LacoConfig, LacoForConditionalGeneration
 from laco_deploy.training.data import READING_TASKS
 from laco_deploy.training.evaluation import Score, pooled
 
@@ -17,6 +17,9 @@ SUMMARY: tuple[tuple[str, str], ...] = (
     ("charts", "charts"),
 )
 """Rows of the summary and the group each belongs to."""
+
+NAMES: Mapping[str, str] = {"laco": "LaCo"}
+"""Mergers that are called otherwise than in a configuration."""
 
 
 def summarise(scores: Iterable[Score]) -> list[Score]:
@@ -36,8 +39,7 @@ def summarise(scores: Iterable[Score]) -> list[Score]:
 def training_card(record: dict[str, Any], model: LacoForConditionalGeneration) -> str:
     """Markdown with the command, the seed, the time and the accuracy on the test split."""
     scores = [Score(**values) for values in record["test"]]
-    config, recipe = model.config, record["recipe"]
-    merger = config.merger_specs[0]
+    config, recipe = cast(LacoConfig, model.config), record["recipe"]
     height, width = config.patch_grid
     parameters = sum(p.numel() for p in model.parameters())
     lines = [
@@ -55,8 +57,7 @@ def training_card(record: dict[str, Any], model: LacoForConditionalGeneration) -
         f"* Encoder: AIMv2-shaped, {config.vision.num_hidden_layers} blocks x "
         f"{config.vision.hidden_size}, {config.vision.image_size} px, patch "
         f"{config.vision.patch_size}, {height * width} patches.",
-        f"* LaCo merger after block {merger.after_block}, ratio {merger.ratio}: "
-        f"{config.tokens_per_tile} visual tokens per image.",
+        f"* {_mergers(config)}: {config.tokens_per_tile} visual tokens per image.",
         f"* Language model: Qwen2-shaped, {config.text.num_hidden_layers} layers x "
         f"{config.text.hidden_size}, {config.text.vocab_size} tokens.",
         "",
@@ -86,6 +87,15 @@ def training_card(record: dict[str, Any], model: LacoForConditionalGeneration) -
         "",
     ]
     return "\n".join(lines)
+
+
+def _mergers(config: LacoConfig) -> str:
+    found = [
+        f"{NAMES.get(spec.kind, spec.kind)} merger after block {spec.after_block}, "
+        f"ratio {spec.ratio}"
+        for spec in config.merger_specs
+    ]
+    return "; ".join(found) or "No merger"
 
 
 def _row(name: str, score: Score) -> str:

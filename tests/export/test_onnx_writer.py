@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from laco_runtimes.errors import ExportError
 from laco_runtimes.graphs import GraphSpec, TensorSpec
 from tests.bundles import RandomBundles
 from tests.export.passes import Floats, conversation, largest_difference
+from tests.export.static_graphs import DYNAMIC, assert_static_but_for_tiles
 
 ENCODERS = {
     "onnx/vision_encoder.onnx": 16,
@@ -28,12 +30,6 @@ ENCODERS = {
     "baseline/external/vision_encoder.onnx": 16,
 }
 """Encoder graphs of a bundle and their visual tokens."""
-
-DYNAMIC = {
-    *("Shape", "Gather", "GatherND", "GatherElements", "If", "Loop", "Scan", "Scatter", "Resize"),
-    *("ScatterND", "ScatterElements", "NonZero", "Range", "Where", "Expand", "Tile", "Slice"),
-    *("Concat", "Split", "Cast", "Unsqueeze", "Squeeze", "TopK"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +84,10 @@ def test_weights_lie_in_one_file_beside_the_graph(bundle: Path, path: str) -> No
 
 @pytest.mark.parametrize("path", ENCODERS)
 def test_an_encoder_is_static_but_for_tiles(bundle: Path, path: str) -> None:
-    model = onnx.load(bundle / path, load_external_data=False)
-    used = {node.op_type for node in model.graph.node}
-    assert not used & DYNAMIC
-    assert used <= ENCODER_OPS
+    used = assert_static_but_for_tiles(bundle / path)
     assert {"Attention", "RMSNormalization"} <= used
-    for value in model.graph.value_info:
-        assert len(value.type.tensor_type.shape.dim) <= 4, value.name
+    # A grid that r divides needs no fitting, and AIMv2 has no CLS.
+    assert not used & {"Slice", "Concat", "Pad"}
 
 
 def test_the_decoder_is_made_of_operators_that_engines_fuse(bundle: Path, job: ExportJob) -> None:
@@ -147,6 +140,33 @@ class Branch(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class FirstToken(nn.Module):
+    """Puts a learned token before the others, as InternViT does, repeated for every tile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1)
+
+
+class Apply(nn.Module):
+    """Any function of one tensor."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def edges(x: Tensor) -> Tensor:
+    """Cuts at places that do not hang on the input, and joins along an inner dimension."""
+    return torch.cat([x[:, 1:], x[:, -2:-1], x[:, :1]], dim=1)
+
+
 def spec_of(*dims: int | str, outputs: tuple[int | str, ...] | None = None) -> GraphSpec:
     return GraphSpec(
         "small",
@@ -174,4 +194,57 @@ def test_a_graph_that_is_not_as_declared_is_refused(
 ) -> None:
     with pytest.raises(ExportError, match=message):
         write_graph(module, spec, tmp_path / "out", allowed_ops=ENCODER_OPS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_operator_of_an_encoder_computes_shapes() -> None:
+    assert not ENCODER_OPS & DYNAMIC
+
+
+def test_slices_and_joins_at_constant_places_are_static(tmp_path: Path) -> None:
+    spec = spec_of("tiles", 5, 8, outputs=("tiles", 6, 8))
+    path = write_graph(Apply(edges), spec, tmp_path, allowed_ops=ENCODER_OPS)
+    assert assert_static_but_for_tiles(path) == {"Slice", "Concat"}
+    x = torch.randn(3, 5, 8)
+    assert np.array_equal(run(path, x), edges(x).numpy())
+
+
+def test_a_constant_token_goes_before_the_others_without_a_computed_shape(tmp_path: Path) -> None:
+    module = FirstToken()
+    spec = spec_of("tiles", 5, 8, outputs=("tiles", 6, 8))
+    path = write_graph(module, spec, tmp_path, allowed_ops=ENCODER_OPS)
+    assert assert_static_but_for_tiles(path) == {"Pad", "Add"}
+    for tiles in (1, 3):
+        x = torch.randn(tiles, 5, 8)
+        assert np.array_equal(run(path, x), module(x).detach().numpy())
+
+
+def run(path: Path, x: Tensor) -> Floats:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": x.numpy()})[0])
+
+
+@pytest.mark.parametrize(
+    ("function", "outputs", "extra_ops", "message"),
+    [
+        # Cut where only the running graph knows.
+        (lambda x: x[:, : x.shape[0]], ("tiles", "cut"), {"Shape"}, r"Slice with a computed INT64"),
+        (lambda x: x[1:], ("cut", 8), {}, r"Slice to shape \[tiles - 1,8\]"),
+        # Tiles are the first dimension and stay it.
+        (lambda x: x.T, (8, "tiles"), {}, r"Transpose to shape \[8,tiles\]"),
+        (lambda x: torch.cat([x.T, x.T]), (16, "tiles"), {}, r"Transpose to shape \[8,tiles\]"),
+        (lambda x: x.reshape(1, -1), (1, "all"), {}, r"Reshape to shape \[1,8\*tiles\]"),
+    ],
+)
+def test_what_hangs_on_the_number_of_tiles_is_refused_whatever_the_operators(
+    tmp_path: Path,
+    function: Callable[[Tensor], Tensor],
+    outputs: tuple[int | str, ...],
+    extra_ops: set[str],
+    message: str,
+) -> None:
+    spec = spec_of("tiles", 8, outputs=outputs)
+    allowed = ENCODER_OPS | set(extra_ops)
+    with pytest.raises(ExportError, match=message):
+        write_graph(Apply(function), spec, tmp_path / "out", allowed_ops=allowed)
     assert not (tmp_path / "out").exists()

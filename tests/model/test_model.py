@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch.nn import functional
-from transformers import Aimv2VisionModel, AutoConfig, AutoModelForImageTextToText
+from transformers import (
+    Aimv2VisionModel,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
 
 from laco_deploy.model import LacoConfig, LacoForConditionalGeneration
 from laco_deploy.model.checkpoint import load_checkpoint, save_checkpoint
-from laco_deploy.model.config import MergerSpec
+from laco_deploy.model.merger_spec import MergerSpec
 from laco_runtimes.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 from tests.bundles import make_random_checkpoint, random_config, random_model
+from tests.model.older_checkpoint import rewrite_as_older
+from tests.model.tower_samples import KINDS, laco_config
 
 BLOCKS = 3
 
@@ -31,7 +39,8 @@ def pixels(count: int = 2) -> torch.Tensor:
 
 @pytest.mark.parametrize("after_block", [1, 2])
 def test_fresh_encoder_is_average_pooling_between_its_blocks(after_block: int) -> None:
-    # "After block k" counts from 1: blocks[k - 1] is the last to see all patches.
+    """H1. Put back (merging after `blocks[k]`, k + 1 blocks) the outputs differ: "after block k"
+    counts from 1, so `blocks[k - 1]` is the last to see all patches."""
     torch.manual_seed(0)
     encoder = LacoForConditionalGeneration(config([{"after_block": after_block}])).model
     tower = encoder.vision_encoder.tower
@@ -71,7 +80,40 @@ def test_two_mergers_shrink_the_grid_twice() -> None:
     assert features.shape == (2, 4, both.text.hidden_size)
 
 
+@pytest.mark.parametrize(("odd_grid", "side"), [("replicate", 3), ("crop", 2)])
+def test_a_ratio_that_does_not_divide_pads_or_crops_as_it_says(odd_grid: str, side: int) -> None:
+    odd = config([{"after_block": 1, "ratio": 3, "odd_grid": odd_grid}])
+    assert (odd.merged_grid, odd.tokens_per_tile) == ((side, side), side * side)
+    features = LacoForConditionalGeneration(odd).get_image_features(pixels())
+    assert features.shape == (2, side * side, odd.text.hidden_size)
+
+
+def test_patches_of_siglip_are_those_that_fit_whole() -> None:
+    vision = {"model_type": "siglip_vision_model", "image_size": 384, "patch_size": 14}
+    for odd_grid, side in (("replicate", 14), ("crop", 13)):
+        wide = LacoConfig(vision_config=vision, mergers=[{"after_block": 6, "odd_grid": odd_grid}])
+        assert wide.patch_grid == (27, 27)
+        assert wide.merged_grid == (side, side)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_tower_is_saved_and_checked_and_read_back(kind: str, tmp_path: Path) -> None:
+    given = laco_config(kind, [{"after_block": 1}, {"after_block": 3}])
+    model = random_model(given, seed=2)
+    checkpoint = make_random_checkpoint(tmp_path / "checkpoint")
+    model.save_pretrained(checkpoint)  # into the folder of another, for its tokenizer
+    again = load_checkpoint(checkpoint)
+    assert again.config.vision.model_type == kind
+    side = given.image_size
+    images = torch.randn(1, 3, side, side)
+    with torch.no_grad():
+        found, expected = again.model.get_image_features(images), model.get_image_features(images)
+    assert torch.equal(found, expected)
+
+
 def test_gradient_reaches_the_merger_through_frozen_blocks() -> None:
+    """H4. Put back (the encoder run under `torch.no_grad` because its blocks are frozen) the merger
+    has no gradient."""
     model = random_model(config([{"after_block": 1}]), seed=0)
     for weight in model.model.vision_encoder.tower.parameters():
         weight.requires_grad_(False)
@@ -120,7 +162,11 @@ def test_wrong_number_of_image_tokens_is_an_error() -> None:
     [
         ([{"after_block": 4}], "has 3 blocks"),
         ([{"after_block": 0}], "counted from 1"),
-        ([{"after_block": 1, "ratio": 3}], "8x8 patch grid does not divide into 3x3"),
+        (
+            [{"after_block": k, "ratio": 3, "odd_grid": "crop"} for k in (1, 2)],
+            r"2x2 patch grid is too small for 3x3 windows \(crop\)",
+        ),
+        ([{"after_block": k, "ratio": 4} for k in (1, 2, 3)], r"too small .* \(replicate\)"),
         ([{"after_block": 2}, {"after_block": 1}], "rising order"),
         ([{"after_block": 1, "kind": "lacoo"}], "Did you mean 'laco'"),
         ([{"after_block": 1, "ratio": 1}], "at least 2"),
@@ -130,6 +176,44 @@ def test_wrong_number_of_image_tokens_is_an_error() -> None:
 def test_impossible_mergers_are_refused(mergers: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(mergers)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_mode": "any"}, "unknown image_mode 'any'.*Did you mean 'anyres'"),
+        ({"max_tiles": 0}, "max_tiles is 0"),
+        ({"max_tiles": "9"}, "max_tiles is '9'"),
+        ({"video_pool_stride": 0}, "video_pool_stride is 0"),
+        ({"image_newline": "yes"}, "image_newline is 'yes'"),
+        ({"vision_config": {"model_type": "siglip_vision"}}, "Did you mean 'siglip_vision_model'"),
+        ({"vision_config": {"hidden_size": 100, "num_attention_heads": 8}}, "encoder is 100 wide"),
+        ({"text_config": {"hidden_size": 100, "num_attention_heads": 8}}, "model is 100 wide"),
+        ({"vision_config": {"image_size": 8, "patch_size": 14}, "mergers": []}, "holds no patch"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LacoConfig(**settings)
+
+
+def test_checkpoint_of_the_version_before_loads_unchanged(tmp_path: Path) -> None:
+    today = load_checkpoint(make_random_checkpoint(tmp_path / "today"))
+    older = load_checkpoint(rewrite_as_older(make_random_checkpoint(tmp_path / "older")))
+    assert older.config.merger_specs == (MergerSpec(after_block=1),)
+    assert (older.config.image_mode, older.config.image_newline) == ("square", False)
+    assert older.config.token_layout == today.config.token_layout
+    assert (older.preprocessing, older.template) == (today.preprocessing, today.template)
+    ids = torch.tensor([[5, *[older.config.image_token_id] * 16, 7]])
+    with torch.no_grad():
+        logits = [c.model(input_ids=ids, pixel_values=pixels(1)).logits for c in (today, older)]
+    assert torch.equal(*logits)
+
+
+def test_shipped_checkpoint_loads() -> None:
+    shipped = load_checkpoint(Path(__file__).parents[2] / "samples" / "laco-tiny")
+    assert shipped.config.tokens_per_tile == 36
+    assert shipped.config.text.vocab_size > shipped.config.image_token_id
 
 
 @pytest.fixture
@@ -164,17 +248,11 @@ def test_failed_save_leaves_the_old_checkpoint(checkpoint: Path) -> None:
     def fail(folder: Path) -> None:
         raise OSError("disk full")
 
-    class Tokenizer:
-        eos_token_id = pad_token_id = 0
-
-        def save_pretrained(self, folder: Path) -> None:
-            """Nothing to write."""
-
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(
             checkpoint,
             model=random_model(loaded.config, seed=9),
-            tokenizer=Tokenizer(),  # type: ignore[arg-type]
+            tokenizer=AutoTokenizer.from_pretrained(checkpoint),
             preprocessing=loaded.preprocessing,
             extra=fail,
         )
@@ -197,6 +275,28 @@ def _other_width(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(values))
 
 
+def _other_language_width(folder: Path) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    values["text_config"]["intermediate_size"] += 8
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+def _more_blocks(folder: Path) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    values["vision_config"]["num_hidden_layers"] += 1
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+def _no_mean(folder: Path) -> None:
+    (folder / "processor_config.json").unlink()
+    (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5]}')
+
+
+def _no_image_files(folder: Path) -> None:
+    (folder / "processor_config.json").unlink()
+    (folder / "preprocessor_config.json").unlink()
+
+
 def _other_type(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "llava"}')
 
@@ -216,7 +316,15 @@ def _bad_k(folder: Path) -> None:
     [
         (_without_weights, CheckpointNotFoundError, "holds no weights"),
         (_cut_weights, CheckpointError, "cannot be read"),
-        (_other_width, CheckpointError, "unexpected keys"),
+        (_other_width, CheckpointError, "6 unexpected keys: model.vision_encoder.mergers.1.*, ..."),
+        (_other_language_width, CheckpointError, r"keys of another shape: .*\(104, 48\)"),
+        (
+            _more_blocks,
+            CheckpointError,
+            r"missing keys: model.vision_encoder.tower.encoder.layers.3",
+        ),
+        (_no_mean, CheckpointError, "does not state image_mean"),
+        (_no_image_files, CheckpointError, "no preprocessor_config.json"),
         (_other_type, CheckpointError, "model type 'llava'"),
         (_no_json, CheckpointError, "not JSON"),
         (_bad_k, CheckpointError, "has 3 blocks"),
@@ -227,7 +335,11 @@ def test_damaged_checkpoints_are_refused(
     checkpoint: Path, damage: Any, error: type[Exception], message: str
 ) -> None:
     damage(checkpoint)
-    with pytest.raises(error, match=message):
+    # Before anything large is read or made.
+    with (
+        mock.patch.object(LacoForConditionalGeneration, "from_pretrained", side_effect=MemoryError),
+        pytest.raises(error, match=message),
+    ):
         load_checkpoint(checkpoint)
 
 
