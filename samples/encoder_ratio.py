@@ -140,7 +140,7 @@ def _seconds(variant: Variant, pixels: Tensor) -> float:
 
 
 def report(variants: Sequence[Variant]) -> list[Row]:
-    """Fastest and middle time of each variant; as ratios to LaCo@1, the middle one of the rounds."""
+    """Fastest and middle time of each variant, and the middle one of the ratios to LaCo@1."""
     whole = next(variant for variant in variants if variant.name == REFERENCE)
     return [
         Row(
