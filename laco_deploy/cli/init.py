@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -20,17 +20,21 @@ if TYPE_CHECKING:
 
 NO_MERGER = "none"
 
+Item = TypeVar("Item")
+Several = Annotated[tuple[Item, ...], Parameter(consume_multiple=True)]
+"""`--ratio 2 2`, or the option repeated."""
+
 
 def init(
     *,
     vision: str,
     llm: str,
     out: Path,
-    merger: tuple[str, ...] = ("laco",),
-    after_block: tuple[str, ...] = (),
-    ratio: tuple[int, ...] = (2,),
-    shortcut: tuple[str, ...] = (),
-    norm: tuple[str, ...] = (),
+    merger: Several[str] = ("laco",),
+    after_block: Several[str] = (),
+    ratio: Several[int] = (2,),
+    shortcut: Several[str] = (),
+    norm: Several[str] = (),
     odd_grid: Literal["replicate", "crop", "none"] = "replicate",
     blocks: int | None = None,
     random_weights: Annotated[bool, Parameter(negative="")] = False,
@@ -47,7 +51,7 @@ def init(
 
     * `laco init --vision aimv2-large-448/ --llm Qwen2.5-0.5B-Instruct/ --after-block 6 --out ckpt/`
     * `laco init --vision aimv2-large-448 --llm qwen2.5-0.5b --random-weights --out ckpt/`
-    * `laco init ... --after-block 6 --after-block 12 --ratio 2 --out ckpt/`
+    * `laco init ... --merger laco --after-block 6 12 --out ckpt/`
 
     Mergers and projector start untrained; train them before use. `--random-weights` needs no file
     at all and shows how fast a model would be.
@@ -65,10 +69,10 @@ def init(
         Checkpoint folder to write. An older checkpoint there is replaced.
     merger
         laco, pixel_shuffle, ldpv2, token_packer, avg_pool, patch_merger or c_abstractor; `none`
-        for an uncompressed model. Repeat it, or give it once for all.
+        for an uncompressed model. One for all, or one per merger.
     after_block
-        Block that the merger stands behind, counted from 1; repeat it for several mergers. Default:
-        a quarter of the blocks.
+        Block that the merger stands behind, counted from 1; several numbers for several mergers.
+        Default: a quarter of the blocks.
     ratio
         2, 3 or 4: so many patches squared become one token. One for all, or one per merger.
     shortcut

@@ -169,7 +169,12 @@ def _find(
 def _snapshot(hub_id: str, files: tuple[str, ...], *, download: bool) -> Path:
     try:
         found = snapshot_download(hub_id, allow_patterns=[*files], local_files_only=not download)
-    except (OSError, HFValidationError) as error:  # not cached, no such id, no access, no network
+    except HFValidationError as error:
+        raise CheckpointNotFoundError(
+            f"there is no folder '{hub_id}', and no hub id looks like that. "
+            "Give the folder of the published weights."
+        ) from error
+    except OSError as error:  # not cached, no such id, no access, no network
         hint = "" if download else " Add --download to fetch it from the Hugging Face hub."
         where = "the hub does not give it" if download else "not in the local Hugging Face cache"
         raise CheckpointNotFoundError(

@@ -69,7 +69,7 @@ def test_init_without_a_block_merges_after_a_quarter(
 def test_init_takes_several_mergers_and_their_settings(
     sources: list[str | Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--after-block", "1", "--after-block", "3", "--ratio", "3", "--ratio", "2"]
+    arguments = ["--after-block", "1", "3", "--ratio", "3", "--ratio", "2"]  # in one go, repeated
     arguments += ["--merger", "pixel_shuffle", "--shortcut", "window_mean", "--odd-grid", "crop"]
     out = tmp_path / "ckpt"
     assert laco("init", *sources, *arguments, "--image-mode", "anyres", "--out", out) == 0

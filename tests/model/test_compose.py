@@ -285,7 +285,7 @@ def test_swapped_folders_are_refused(vision: Path, llm: Path) -> None:
         ("aimv2-large-484", r"Did you mean 'aimv2-large-448'\?"),
         ("clip", "Presets: aimv2-large-224, .*, internvit-300m-448"),
         ("nobody/aimv2", "not in the local Hugging Face cache.*--download"),
-        ("a/b/c", "not in the local Hugging Face cache"),
+        ("a/b/c", "there is no folder 'a/b/c'"),
     ],
 )
 def test_unknown_encoder_is_refused(name: str, message: str) -> None:
