@@ -1,8 +1,10 @@
-"""One encoder of full width with one merger: forward, export, and the same again on ONNX Runtime.
+"""One encoder of full width with one merger: forward, backward, saved and read back, exported, and
+the same again on ONNX Runtime.
 
-python -m tests.model.full_width PRESET KIND FOLDER
+python -m tests.model.full_width PRESET KIND PART FOLDER
 
-Prints its figures as JSON. The graph goes into FOLDER and is taken away again: it has a gigabyte.
+The merger stands after 1/PART of the blocks. Prints its figures as JSON. Weights and graph go into
+FOLDER and are taken away again: they have a gigabyte each.
 """
 
 from __future__ import annotations
@@ -11,11 +13,14 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
+from torch import Tensor
 
 from laco_deploy.benchmark.memory import peak_resident_bytes
 from laco_deploy.model import LacoConfig, LacoForConditionalGeneration
@@ -37,14 +42,14 @@ TEXT = {
 }
 
 
-def build(preset: str, kind: str) -> LacoForConditionalGeneration:
+def build(preset: str, kind: str, part: int) -> LacoForConditionalGeneration:
     vision = VISION_PRESETS[preset].config()
     torch.manual_seed(0)
     model = LacoForConditionalGeneration(
         LacoConfig(
             vision_config=vision.to_dict(),
             text_config=TEXT,
-            mergers=[{"after_block": vision.num_hidden_layers // 4, "kind": kind}],
+            mergers=[{"after_block": vision.num_hidden_layers // part, "kind": kind}],
             image_token_id=3,
         )
     )
@@ -54,32 +59,61 @@ def build(preset: str, kind: str) -> LacoForConditionalGeneration:
     return model.eval()
 
 
-def main(preset: str, kind: str, folder: str) -> None:
-    model = build(preset, kind)
+class Stopwatch:
+    """Seconds and peak memory of steps, by name."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.figures[f"{name}_s"] = time.perf_counter() - start
+        self.figures[f"{name}_peak_gb"] = (peak_resident_bytes() or 0) / 1e9
+
+
+def learn(model: LacoForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """Forward and backward; every weight of encoder, mergers and projector gets a gradient."""
+    features = model.get_image_features(pixels)
+    features.square().mean().backward()
+    for part in (model.model.vision_encoder, model.model.projector):
+        for name, weight in part.named_parameters():
+            assert weight.grad is not None, name
+            assert bool(weight.grad.isfinite().all()), name
+    model.zero_grad(set_to_none=True)
+    return features.detach()
+
+
+def main(preset: str, kind: str, part: str, folder: str) -> None:
+    model = build(preset, kind, int(part))
     config = model.config
     pixels = torch.randn(1, 3, config.image_size, config.image_size)
-    start = time.perf_counter()
-    with torch.no_grad():
-        expected = model.get_image_features(pixels).numpy()
-    forward_s, forward_peak = time.perf_counter() - start, peak_resident_bytes()
+    watch = Stopwatch()
+    with watch.step("forward"), torch.no_grad():
+        expected = model.get_image_features(pixels)
+    with watch.step("backward"):
+        assert torch.allclose(learn(model, pixels), expected, rtol=1e-4, atol=1e-5)
     spec = graphs.vision_encoder(config.image_size, config.tokens_per_tile, config.text.hidden_size)
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        start = time.perf_counter()
-        path = write_graph(VisionGraph(model), spec, Path(place), allowed_ops=ENCODER_OPS)
-        export_s, export_peak = time.perf_counter() - start, peak_resident_bytes()
+        with watch.step("save_and_load"):
+            model.save_pretrained(Path(place) / "saved")
+            del model
+            again = LacoForConditionalGeneration.from_pretrained(Path(place) / "saved").eval()
+        with torch.no_grad():
+            assert torch.equal(again.get_image_features(pixels), expected)
+        with watch.step("export"):
+            path = write_graph(VisionGraph(again), spec, Path(place), allowed_ops=ENCODER_OPS)
         assert_static_but_for_tiles(path)
-        del model
+        del again
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         [found] = session.run(None, {"pixel_values": pixels.numpy()})
     figures = {
+        **watch.figures,
         "after_block": config.merger_specs[0].after_block,
         "tokens": found.shape[1],
-        "forward_s": forward_s,
-        "export_s": export_s,
-        "forward_peak_gb": (forward_peak or 0) / 1e9,
-        "export_peak_gb": (export_peak or 0) / 1e9,
-        "difference": float(np.abs(found - expected).max()),
-        "largest": float(np.abs(expected).max()),
+        "difference": float(np.abs(found - expected.numpy()).max()),
+        "largest": float(expected.abs().max()),
     }
     print(json.dumps(figures))
 

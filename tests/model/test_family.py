@@ -174,15 +174,16 @@ def test_one_kind_twice_exports(tower: str, kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("part", [4, 2, 1])
 @pytest.mark.parametrize("kind", MERGERS)
 @pytest.mark.parametrize("preset", FULL_WIDTH)
-def test_full_width_runs_and_exports(
-    preset: str, kind: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_full_width_runs_learns_comes_back_and_exports(
+    preset: str, kind: str, part: int, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     # A process of its own: its peak is that of this model, and its memory comes back.
     paths = [str(ROOT / folder) for folder in (".", "export", "runtimes")]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.model.full_width", preset, kind, str(tmp_path)],
+        [sys.executable, "-m", "tests.model.full_width", preset, kind, str(part), str(tmp_path)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         stdout=subprocess.PIPE,
@@ -190,10 +191,10 @@ def test_full_width_runs_and_exports(
     )
     figures = json.loads(done.stdout)
     with capsys.disabled():
+        steps = ("forward", "backward", "save_and_load", "export")
+        costs = (f"{s} {figures[f'{s}_s']:.1f} s {figures[f'{s}_peak_gb']:.1f} GB" for s in steps)
         print(
-            f"\n{preset} {kind} after block {figures['after_block']}: forward "
-            f"{figures['forward_s']:.1f} s, export {figures['export_s']:.1f} s, peak "
-            f"{figures['forward_peak_gb']:.1f} GB, with export {figures['export_peak_gb']:.1f} GB, "
+            f"\n{preset} {kind} after block {figures['after_block']}: {', '.join(costs)}, "
             f"onnxruntime within {figures['difference']:.1e} of {figures['largest']:.2f}"
         )
     assert figures["tokens"] == {"siglip-so400m-384": 196}.get(preset, 256)
