@@ -13,6 +13,8 @@ from rich.logging import RichHandler
 
 from laco_deploy.cli.bench import bench
 from laco_deploy.cli.chat import chat
+from laco_deploy.cli.compare import compare
+from laco_deploy.cli.data import data
 from laco_deploy.cli.export import export
 from laco_deploy.cli.init import init
 from laco_deploy.cli.inspect import info, verify
@@ -21,7 +23,7 @@ from laco_runtimes.errors import LacoError
 
 EXIT_CODES = "Exit codes: 0 fine, 1 failed, 2 wrong arguments, 3 a check was missed."
 
-VERBS: tuple[Callable[..., None], ...] = (init, train, export, chat, bench, verify, info)
+VERBS: tuple[Callable[..., None], ...] = (init, train, compare, export, chat, bench, verify, info)
 """Verbs in the order in which people need them."""
 
 
@@ -37,6 +39,7 @@ def build_app() -> cyclopts.App:
     )
     for verb in VERBS:
         app.command(verb)
+    app.command(data)
     return app
 
 

@@ -97,11 +97,11 @@ def train(
         )
     samples = {split: read_samples(data / f"{split}.json") for split in ("train", "test")}
     set_seed(seed)
-    tokenizer = train_tokenizer(_corpus(samples["train"]), recipe.vocab_size)
+    tokenizer = train_tokenizer(corpus_of(samples["train"]), recipe.vocab_size)
     image, end, pad = map(tokenizer.vocab.__getitem__, (IMAGE_TOKEN, END_TOKEN, PAD_TOKEN))
     config = recipe.config(image_token_id=image, eos_token_id=end, pad_token_id=pad)
     model = LacoForConditionalGeneration(config)
-    _start_positions(model)
+    start_positions(model)
     preprocessing = recipe.preprocessing()
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save_pretrained(scratch)
@@ -136,7 +136,7 @@ def _spread(samples: list[Sample], count: int) -> list[Sample]:
 
 
 @torch.no_grad()
-def _start_positions(model: LacoForConditionalGeneration) -> None:
+def start_positions(model: LacoForConditionalGeneration) -> None:
     """Start the learned positions as sines, as loud as the normalised patches they are added to.
 
     Left at `initializer_range` they would be a thirtieth of the patches. Quieter sines learned
@@ -149,8 +149,9 @@ def _start_positions(model: LacoForConditionalGeneration) -> None:
     table.copy_(sines * math.sqrt(2))  # sine and cosine have a root mean square of 1 / sqrt(2)
 
 
-def _corpus(samples: list[Sample]) -> list[str]:
-    # The frame of every prompt counts as often as the questions, so that it becomes few tokens.
+def corpus_of(samples: list[Sample]) -> list[str]:
+    """What a tokenizer is trained on: questions, answers and the frame of the prompts."""
+    # The frame counts as often as the questions, so that it becomes few tokens.
     frame = ["system", "user", "assistant", "\n", DEFAULT_SYSTEM]
     texts = [text for s in samples for turn in s.turns for text in (turn.prompt, turn.answer)]
     return frame * len(samples) + texts
@@ -223,4 +224,4 @@ def _record(
     }
 
 
-__all__ = ["TrainResult", "train"]
+__all__ = ["TrainResult", "corpus_of", "start_positions", "train"]
