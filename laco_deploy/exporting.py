@@ -90,9 +90,11 @@ def build_job(
     Raises:
         ArgumentError: an unknown baseline.
         CheckpointError: a file that belongs into the bundle is missing.
-        ExportError: a language model with attention that is not exported.
+        ExportError: a language model with attention that is not exported, or a layout of images
+            that a bundle does not have.
     """
     config, model = checkpoint.config, checkpoint.model.float().eval()
+    _check_images(config)
     variants = [_as_trained(config, model)]
     for name in dict.fromkeys(baselines):
         variants.append(choose("baseline", name, BASELINES)(config, model))
@@ -240,6 +242,15 @@ BASELINES: dict[str, Callable[[LacoConfig, LacoForConditionalGeneration], Varian
 }
 """What `laco bench` compares with. They share the language model and all weights, and were not
 trained this way: right about time, not words."""
+
+
+def _check_images(config: LacoConfig) -> None:
+    """A runtime shows an image as one tile, without a vector behind it."""
+    if config.image_newline or config.image_mode != "square":
+        raise ExportError(
+            "the model cuts an image into tiles or ends it with image_newline, which a bundle does "
+            "not do yet. Train with `--set image_mode=square image_newline=false`."
+        )
 
 
 def _language_facts(config: LacoConfig) -> tuple[LanguageFacts, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -80,8 +81,8 @@ class Stage(BaseModel):
     """Shard weights, gradients and optimizer over the processes (FSDP2) in place of DDP."""
     length_grouping: bool = True
     seed: int = 0
-    workers: Annotated[int, Field(ge=0)] = 4
-    """Processes that decode images, per training process."""
+    workers: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=0)
+    """Processes that decode images, per training process; by default at most one a core."""
 
     max_broken: Annotated[int | float, BeforeValidator(_number), Field(ge=0)] = 0.01
     """Broken samples to skip before the run stops: a count, or below 1 a share of the data."""

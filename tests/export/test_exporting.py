@@ -97,6 +97,16 @@ def test_attention_that_is_not_exported_is_refused(
         job_of(replace(copied, model=model))
 
 
+@pytest.mark.parametrize("setting", [{"image_mode": "anyres"}, {"image_newline": True}])
+def test_images_that_a_bundle_would_lay_out_otherwise_are_refused(
+    copied: Checkpoint, setting: dict[str, object]
+) -> None:
+    model = copy.deepcopy(copied.model)
+    vars(model.config).update(setting)
+    with pytest.raises(ExportError, match="image_mode=square image_newline=false"):
+        job_of(replace(copied, model=model))
+
+
 def test_a_checkpoint_in_bfloat16_is_exported_as_float32(copied: Checkpoint) -> None:
     job = job_of(replace(copied, model=copy.deepcopy(copied.model).bfloat16()))
     assert job.head.weight.dtype == job.body.embed_tokens.weight.dtype == torch.float32
