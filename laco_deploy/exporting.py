@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ import torch
 import transformers
 from huggingface_hub import ModelCard
 from torch import Tensor, nn
-from transformers.utils import logging as hf_logging
 
-from laco_deploy.model.checkpoint import Checkpoint, load_checkpoint
+from laco_deploy.model.checkpoint import Checkpoint, load_checkpoint, unwarned
 from laco_deploy.model.config import LacoConfig, square_side
 from laco_deploy.model.modeling import LacoForConditionalGeneration
 from laco_deploy.model.vision import LacoVisionEncoder
@@ -154,7 +152,7 @@ class TorchReference:
         """transformers' own `generate`, past stop tokens, with the gap of the best two logits."""
         prompt = torch.tensor([ids])
         model: Any = self._model  # `generate` is typed for other classes
-        with _only_errors():  # it warns, for every image, that nothing will stop it
+        with unwarned():  # it warns, for every image, that nothing will stop it
             output = model.generate(
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
@@ -171,16 +169,6 @@ class TorchReference:
             tokens=tuple(output.sequences[0, len(ids) :].tolist()),
             margins=tuple((best[:, 0] - best[:, 1]).tolist()),
         )
-
-
-@contextmanager
-def _only_errors() -> Iterator[None]:
-    level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
 
 
 class BaselineEncoder(nn.Module):

@@ -150,6 +150,17 @@ def quiet_transformers() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Keep back transformers' warnings about what is meant to be as it is."""
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+
+
 def check_replaceable(out: Path) -> None:
     """Raise before hours of work when `out` could not be written in the end.
 
@@ -277,4 +288,12 @@ def _read_preprocessing(root: Path, image_size: int) -> Preprocessing:
     )
 
 
-__all__ = ["Checkpoint", "check_replaceable", "load_checkpoint", "read_config", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "check_replaceable",
+    "load_checkpoint",
+    "quiet_transformers",
+    "read_config",
+    "save_checkpoint",
+    "unwarned",
+]

@@ -4,8 +4,7 @@ random weights, something to measure."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,9 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2Config
-from transformers.utils import logging as hf_logging
 
-from laco_deploy.model.checkpoint import quiet_transformers, save_checkpoint
+from laco_deploy.model.checkpoint import quiet_transformers, save_checkpoint, unwarned
 from laco_deploy.model.composed_card import composed_card
 from laco_deploy.model.config import LacoConfig
 from laco_deploy.model.merger_spec import MergerSpec
@@ -206,7 +204,7 @@ def _build(
     config: LacoConfig, published: dict[str, Tensor], seed: int
 ) -> LacoForConditionalGeneration:
     """Fill a model with the published weights; transformers draws only what is missing."""
-    with torch.random.fork_rng(devices=[]), quiet_transformers(), _silent_transformers():
+    with torch.random.fork_rng(devices=[]), quiet_transformers(), unwarned():
         torch.manual_seed(seed)
         loaded: Any = LacoForConditionalGeneration.from_pretrained(
             None,
@@ -223,17 +221,6 @@ def _build(
             "Use the version of transformers that laco-deploy was tested with."
         )
     return cast(LacoForConditionalGeneration, model).eval()
-
-
-@contextmanager
-def _silent_transformers() -> Iterator[None]:
-    """Keep back the warning that lists every new weight: they are meant to be new."""
-    level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
 
 
 def _write_card(folder: Path, card: str) -> None:
