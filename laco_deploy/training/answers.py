@@ -15,10 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from laco_deploy.model import LacoForConditionalGeneration
 from laco_deploy.training.corpus import Broken, Encoded
+from laco_deploy.training.dataset import IGNORE_INDEX
 from laco_deploy.training.metrics import anls, exact_match
 from laco_deploy.training.stage_callbacks import leave_group
-
-IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True, slots=True)

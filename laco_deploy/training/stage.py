@@ -52,7 +52,8 @@ class Stage(BaseModel):
     marks of questions."""
     image_mode: Literal["square", "anyres"] = "square"
     image_newline: bool | None = None
-    """Give the model the learned vector that ends rows, where it has none; None leaves it be."""
+    """Give the model the learned vector that ends rows, where it has none, or take it away (False);
+    None leaves it be."""
     max_length: Count = 32768
     """Tokens of a sample, after images have become tokens."""
     max_frames: Count = 32

@@ -197,7 +197,8 @@ def prepare_model(checkpoint: Checkpoint, stage: Stage) -> LacoForConditionalGen
     """The model of a checkpoint with the images of a stage, in float32.
 
     Where the stage wants the learned vector that ends rows and the model has none, it gets one, as
-    LLaVA-OneVision does from stage 1.5 on; nothing else changes.
+    LLaVA-OneVision does from stage 1.5 on; where the stage wants none, it is taken away. Nothing
+    else changes.
     """
     model: LacoForConditionalGeneration = checkpoint.model.float()
     config = checkpoint.config
@@ -208,6 +209,9 @@ def prepare_model(checkpoint: Checkpoint, stage: Stage) -> LacoForConditionalGen
         generator = torch.Generator().manual_seed(stage.seed)
         newline = torch.randn(width, generator=generator) / width**0.5
         model.model.image_newline = nn.Parameter(newline)
+    elif stage.image_newline is False:
+        config.image_newline = False
+        model.model.image_newline = None
     return model
 
 

@@ -101,8 +101,8 @@ class Pictures:
 def batch_order(samples: int, *, batch_size: int, steps: int, seed: int) -> list[list[int]]:
     """Which samples each step sees: epochs in random order, the same for every merger.
 
-    Samples of like length are not put together: here they are of like content too, and a batch of
-    charts after one of digits would pull the model to and fro.
+    Samples of like length are not put together: here they are of like content too, and batches
+    should be mixtures. Whether that matters was not measured by itself.
     """
     rng = np.random.default_rng(seed)
     stream: list[int] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,6 +157,12 @@ def _turn(turn: Any) -> tuple[str, str]:
     return role, text
 
 
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Key under which frame_2 comes before frame_10."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
+
+
 __all__ = [
     "Broken",
     "Fault",
@@ -164,5 +171,6 @@ __all__ = [
     "Turn",
     "image_faults",
     "named",
+    "natural_key",
     "parse_dialogue",
 ]

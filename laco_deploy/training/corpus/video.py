@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from laco_deploy.training.corpus.record import SampleError
+from laco_deploy.training.corpus.record import SampleError, natural_key
 from laco_runtimes.errors import ImageError
 from laco_runtimes.images import MAX_PIXELS, load_image
 
@@ -60,7 +59,7 @@ def _from_folder(path: Path, max_frames: int, prepare: Callable[[Image.Image], _
     names = [entry for entry in path.iterdir() if entry.suffix.lower() in FRAME_SUFFIXES]
     if not names:
         raise SampleError("broken_video", f"the folder '{path.name}' has no frames")
-    frames = sorted(names, key=_natural)
+    frames = sorted(names, key=lambda file: natural_key(file.name))
     return [prepare(load_image(frames[i])) for i in chosen_frames(len(frames), 1, max_frames)]
 
 
@@ -92,12 +91,6 @@ def _from_file(
     if not found:
         raise SampleError("broken_video", f"'{path.name}' has no frames")
     return found
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Key under which frame_2 comes before frame_10."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
 
 
 def _open(path: Path) -> Any:

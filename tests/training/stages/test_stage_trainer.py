@@ -280,6 +280,17 @@ def test_a_stage_gives_the_model_its_newline_and_changes_nothing_else(checkpoint
     assert torch.equal(again.state_dict()["model.image_newline"], after["model.image_newline"])
 
 
+def test_a_stage_without_the_newline_takes_it_from_a_model_that_has_it(checkpoint: Path) -> None:
+    loaded = load_checkpoint(checkpoint)
+    before = set(prepare_model(loaded, load_stage("stage1.5")).state_dict())
+    assert loaded.config.token_layout.newline
+    prepare_model(loaded, load_stage("stage1"))  # which says nothing about it
+    assert loaded.config.image_newline
+    model = prepare_model(loaded, load_stage("stage1.5", {"image_newline": False}))
+    assert before - set(model.state_dict()) == {"model.image_newline"}
+    assert not loaded.config.token_layout.newline
+
+
 def test_real_samples_of_text_and_pictures_train_together(checkpoint: Path, tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", 8, text_only=3)
     loaded, stage = load_checkpoint(checkpoint), short_stage(micro_batch=1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from laco_deploy.training.corpus.record import (
     SampleError,
     Turn,
     named,
+    natural_key,
     parse_dialogue,
     printable,
 )
@@ -206,7 +206,7 @@ class WebdatasetReader:
     def _record(self, members: list[tuple[_Member, Any]]) -> Record:
         key = members[0][0].key
         images = sorted(
-            (_natural(member.suffix), value)
+            (natural_key(member.suffix), value)
             for member, value in members
             if member.decoder is _image
         )
@@ -265,10 +265,6 @@ def _member(info: tarfile.TarInfo) -> _Member:
 
 def _add(row: tuple[int, int, bool], more: tuple[int, int, bool]) -> tuple[int, int, bool]:
     return row[0] + more[0], row[1] + more[1], False
-
-
-def _natural(suffix: str) -> list[tuple[int, str]]:
-    return [(int(x), "") if x.isdecimal() else (0, x) for x in re.split(r"(\d+)", suffix)]
 
 
 __all__ = ["DECODERS", "WebdatasetReader"]
