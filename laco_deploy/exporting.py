@@ -259,6 +259,7 @@ def _language_facts(config: LacoConfig) -> tuple[LanguageFacts, float]:
         model_type=text.model_type,
         layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
+        heads=heads,
         kv_heads=text.num_key_value_heads or heads,
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         vocab_size=text.vocab_size,

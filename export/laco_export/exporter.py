@@ -122,7 +122,7 @@ def check_target(name: str, precision: str) -> TargetType:
         MissingPackageError: its package is not installed.
     """
     target = choose("target", name, TARGETS)
-    choose(f"precision for {target.name}", precision, dict.fromkeys(target.precisions))
+    target.precisions.candidates(precision)
     if importlib.util.find_spec(target.package) is None:
         raise MissingPackageError(target.package, target.extra)
     return target
@@ -139,7 +139,16 @@ def _write_graphs(
             path = write_graph(module, spec, folder / where, allowed_ops=allowed)
         onnx = path.relative_to(folder).as_posix()
         with watch.stage(f"compile {label}"):
-            return target.compile(CompileRequest(folder, onnx, spec, job.language, job.precision))
+            return target.compile(
+                CompileRequest(
+                    root=folder,
+                    onnx=onnx,
+                    spec=spec,
+                    language=job.language,
+                    vision=job.vision,
+                    precision=job.precision,
+                )
+            )
 
     def encoder(source: VariantSource) -> str:
         spec = graphs.vision_encoder(

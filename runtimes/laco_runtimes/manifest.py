@@ -43,6 +43,8 @@ class LanguageFacts(_Strict):
     layers: Count
     hidden_size: Count
     """D."""
+    heads: Count
+    """Query heads."""
     kv_heads: Count
     head_dim: Count
     vocab_size: Count
@@ -108,6 +110,13 @@ class EngineFacts(_Strict):
     """Name of the engine it was compiled for: `onnxruntime`, `openvino`."""
     precision: dict[str, str]
     """Precision of the weights of `vision_encoder`, `embed_tokens` and `decoder`."""
+    decoder_flavour: Literal["stateful", "static", "contrib", "concat"] = "stateful"
+    """Form of the decoder's attention and KV cache."""
+    cache_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type of the KV cache where it is an input and output; all else that goes in and out of the
+    graphs is float32 or int64 in every precision."""
+    cache_capacity: Count | None = None
+    """Tokens that a KV cache of static size holds."""
     language: LanguageFacts
     vision: VisionFacts
     embed_tokens: RelativePath

@@ -49,6 +49,7 @@ def make_facts(tokenizer: Tokenizer, variants: Iterable[str]) -> BundleFacts:
             model_type="qwen2",
             layers=1,
             hidden_size=WIDTH,
+            heads=1,
             kv_heads=1,
             head_dim=WIDTH,
             vocab_size=tokenizer.get_vocab_size(),

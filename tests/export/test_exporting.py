@@ -33,6 +33,7 @@ def test_the_facts_are_those_of_the_configuration(job: ExportJob) -> None:
         "model_type": "qwen2",
         "layers": 2,
         "hidden_size": 48,
+        "heads": 4,
         "kv_heads": 2,
         "head_dim": 12,
         "vocab_size": job.head.out_features,

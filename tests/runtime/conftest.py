@@ -48,6 +48,7 @@ def facts(tokenizer: Tokenizer) -> BundleFacts:
             model_type="qwen2",
             layers=1,
             hidden_size=WIDTH,
+            heads=1,
             kv_heads=1,
             head_dim=WIDTH,
             vocab_size=tokenizer.get_vocab_size(),

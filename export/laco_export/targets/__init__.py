@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from laco_export.targets import onnxruntime, openvino
-from laco_export.targets.base import CompileRequest, TargetType
+from laco_export.targets.base import CompileRequest, FinishRequest, TargetOptions, TargetType
 
 TARGETS: dict[str, TargetType] = {
-    "onnxruntime": TargetType(
-        "onnxruntime", "onnxruntime", "onnxruntime", ("fp32",), onnxruntime.compile_graph
-    ),
-    "openvino": TargetType("openvino", "openvino", "openvino", ("fp32",), openvino.compile_graph),
+    target.name: target for target in (onnxruntime.TARGET, openvino.TARGET)
 }
 """Targets by name."""
 
-__all__ = ["TARGETS", "CompileRequest", "TargetType"]
+__all__ = ["TARGETS", "CompileRequest", "FinishRequest", "TargetOptions", "TargetType"]

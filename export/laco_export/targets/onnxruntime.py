@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from laco_export.targets.base import CompileRequest
+from laco_export.precision import PrecisionMenu, Precisions
+from laco_export.targets.base import CompileRequest, TargetType
 
 
 def compile_graph(request: CompileRequest) -> str:
@@ -10,4 +11,14 @@ def compile_graph(request: CompileRequest) -> str:
     return request.onnx
 
 
-__all__ = ["compile_graph"]
+EXACT = Precisions("fp32", "fp32")
+
+TARGET = TargetType(
+    name="onnxruntime",
+    package="onnxruntime",
+    extra="onnxruntime",
+    precisions=PrecisionMenu(vision=("fp32",), llm=("fp32",), exact=EXACT, fast=(EXACT,)),
+    compile=compile_graph,
+)
+
+__all__ = ["TARGET", "compile_graph"]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from laco_export.targets.base import CompileRequest
+from laco_export.precision import PrecisionMenu, Precisions
+from laco_export.targets.base import CompileRequest, TargetType
 from laco_runtimes.engines.openvino import import_openvino
 from laco_runtimes.errors import ExportError
 from laco_runtimes.graphs import cache_names, stateful_decoder
@@ -141,4 +142,14 @@ def _integers(*values: int) -> Node:
     return ops.constant(np.array(values, np.int64))
 
 
-__all__ = ["compile_graph"]
+EXACT = Precisions("fp32", "fp32")
+
+TARGET = TargetType(
+    name="openvino",
+    package="openvino",
+    extra="openvino",
+    precisions=PrecisionMenu(vision=("fp32",), llm=("fp32",), exact=EXACT, fast=(EXACT,)),
+    compile=compile_graph,
+)
+
+__all__ = ["TARGET", "compile_graph"]
