@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from laco_deploy.cli.bench import bench
+from laco_deploy.cli.bundle import pack, sign, unpack
 from laco_deploy.cli.chat import chat
 from laco_deploy.cli.compare import compare
 from laco_deploy.cli.data import data
@@ -23,7 +24,10 @@ from laco_runtimes.errors import LacoError
 
 EXIT_CODES = "Exit codes: 0 fine, 1 failed, 2 wrong arguments, 3 a check was missed."
 
-VERBS: tuple[Callable[..., None], ...] = (init, train, compare, export, chat, bench, verify, info)
+VERBS: tuple[Callable[..., None], ...] = (
+    *(init, train, compare, export, chat, bench),
+    *(verify, info, sign, pack, unpack),
+)
 """Verbs in the order in which people need them."""
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
-import secrets
-import shutil
 import stat
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from laco_runtimes.errors import ArgumentError, BundleError, BundleNotFoundError
+from laco_runtimes.ir_files import check_ir
 from laco_runtimes.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -25,8 +23,20 @@ from laco_runtimes.manifest import (
     Manifest,
     Variant,
 )
+from laco_runtimes.names import check_names
+from laco_runtimes.onnx_files import check_onnx
+from laco_runtimes.replace import check_replaceable, replace_folder, sync_folder, write_atomic
+from laco_runtimes.signing import SIGNATURE_NAME, check_signature, make_signature
 
 MAX_MANIFEST_BYTES = 16_000_000
+
+GRAPH_CHECKS: dict[str, Callable[[Path, str, Mapping[str, int]], None]] = {
+    ".onnx": check_onnx,
+    ".xml": check_ir,
+}
+"""What holds a graph against the files around it, by the suffix of the graph's file."""
+
+SignatureState = Literal["valid", "not checked", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +45,9 @@ class Bundle:
 
     root: Path
     manifest: Manifest
+    graphs: tuple[str, ...] = ()
+    """Graphs whose weights were found to be inside their files."""
+    signature: SignatureState = "none"
 
     @property
     def tokenizer(self) -> Path:
@@ -57,18 +70,31 @@ class Bundle:
         )
 
 
-def open_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Read the manifest and check every file against it: kind, size and SHA-256.
+def open_bundle(
+    path: str | os.PathLike[str], *, public_key: str | os.PathLike[str] | None = None
+) -> Bundle:
+    """Read the manifest and check every file against it: kind, size and SHA-256, and every graph.
+
+    Args:
+        path: the bundle folder.
+        public_key: PEM file of the key that must have signed the bundle; None asks for no
+            signature.
 
     Raises:
         BundleNotFoundError: nothing at `path`, or no manifest in it.
         BundleError: a manifest that is damaged or of another format version; a file that is
-            missing, extra, changed, a link, or no regular file.
+            missing, extra, changed, a link, no regular file, or code; a graph with weights outside
+            the files that the manifest lists.
+        SignatureError: `public_key` is given and the bundle is not signed, or not by that key, or
+            has changed since.
+        ArgumentError: `public_key` is no key.
+        MissingPackageError: the package that checks signatures is not installed.
     """
     root = Path(path).resolve()
-    manifest = _read_manifest(root)
+    manifest = read_manifest(root)
     found = dict(_walk(root))
     found.pop(MANIFEST_NAME)
+    signed = found.pop(SIGNATURE_NAME, None) is not None
     listed = {entry.path: entry for entry in manifest.files}
     if missing := sorted(listed.keys() - found.keys()):
         raise BundleError(f"'{root}' has lost its file {missing[0]!r}. Copy or export it again.")
@@ -76,13 +102,35 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         raise BundleError(
             f"'{root}' holds {extra[0]!r}, which its manifest does not list. Remove that file."
         )
+    if public_key is not None:
+        check_signature(root, {*listed, MANIFEST_NAME}, Path(public_key))
     for name, entry in listed.items():
         if found[name].stat().st_size != entry.size or _sha256(found[name]) != entry.sha256:
             raise BundleError(
                 f"file {name!r} of '{root}' is not the one that was exported. "
                 "Copy or export the bundle again."
             )
-    return Bundle(root, manifest)
+    state: SignatureState = "not checked" if signed else "none"
+    return Bundle(
+        root, manifest, _check_graphs(root, manifest), "valid" if public_key is not None else state
+    )
+
+
+def sign_bundle(path: str | os.PathLike[str], private_key: str | os.PathLike[str]) -> Path:
+    """Verify a bundle and write `laco.sig` into it; an older signature is replaced.
+
+    Args:
+        path: the bundle folder.
+        private_key: PEM file with a key of curve P-256, P-384 or P-521, not encrypted.
+
+    Raises:
+        LacoError: all that `open_bundle` raises.
+        ArgumentError: a key that cannot be read or used.
+        MissingPackageError: the package that signs is not installed.
+    """
+    root = open_bundle(path).root
+    write_atomic(root / SIGNATURE_NAME, make_signature(root, Path(private_key)))
+    return root / SIGNATURE_NAME
 
 
 def seal_bundle(folder: Path, facts: BundleFacts) -> Manifest:
@@ -96,80 +144,27 @@ def seal_bundle(folder: Path, facts: BundleFacts) -> Manifest:
     """
     entries = []
     for name, path in sorted(_walk(folder)):
-        if name == MANIFEST_NAME:
+        if name in (MANIFEST_NAME, SIGNATURE_NAME):
             raise BundleError(f"'{folder}' is sealed already. Export into an empty folder.")
         with path.open("rb+") as file:  # Windows flushes only what is open for writing
             os.fsync(file.fileno())
         entries.append({"path": name, "size": path.stat().st_size, "sha256": _sha256(path)})
     manifest = _validated({**facts.model_dump(), "files": entries}, folder)
+    check_names([entry.path for entry in manifest.files], folder)
     write_atomic(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2).encode() + b"\n")
     for parent in {path.parent for _, path in _walk(folder)}:
-        _sync_folder(parent)
+        sync_folder(parent)
     return manifest
 
 
-def replace_folder(finished: Path, final: Path) -> None:
-    """Move a finished folder to `final`, in one step, and remove the bundle that stood there.
-
-    Both must be on one file system; make `finished` beside `final`. A kill at any moment leaves the
-    old bundle or the new one at `final`, perhaps with the other beside it. (Where the system cannot
-    exchange two folders, as on Windows, there is an instant with none.)
+def read_manifest(root: Path) -> Manifest:
+    """The manifest of a bundle folder; nothing else in the folder is looked at.
 
     Raises:
-        ArgumentError: `final` holds something that is not a bundle; it is left alone.
+        BundleNotFoundError: nothing at `root`, or no manifest in it.
+        BundleError: a manifest that is damaged, of another format version, or lists what no bundle
+            holds.
     """
-    check_replaceable(final)
-    final = final.resolve()
-    final.parent.mkdir(parents=True, exist_ok=True)
-    if not final.exists():
-        finished.rename(final)
-        _sync_folder(final.parent)
-        return
-    if _exchange(finished, final):
-        old = finished
-    else:
-        old = final.with_name(f".{final.name}.{secrets.token_hex(4)}")
-        final.rename(old)
-        try:
-            finished.rename(final)
-        except OSError:
-            old.rename(final)
-            raise
-    _sync_folder(final.parent)
-    shutil.rmtree(old)
-
-
-def check_replaceable(final: Path) -> None:
-    """Refuse to replace anything but an empty folder or an older bundle.
-
-    Raises:
-        ArgumentError: `final` is a file, or a folder with other contents.
-    """
-    if not final.exists() or (final / MANIFEST_NAME).is_file():
-        return
-    if not final.is_dir() or any(final.iterdir()):
-        raise ArgumentError(
-            f"'{final}' exists and is not a bundle, so it is not replaced. "
-            "Remove it or name another folder."
-        )
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing: a temporary file beside it, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _read_manifest(root: Path) -> Manifest:
     path = root / MANIFEST_NAME
     if not os.path.lexists(path):
         what = "holds no bundle (no laco.json)" if root.exists() else "does not exist"
@@ -178,19 +173,63 @@ def _read_manifest(root: Path) -> Manifest:
         )
     if _regular_size(path, MANIFEST_NAME) > MAX_MANIFEST_BYTES:
         raise BundleError(f"'{path}' is too large for a manifest. Export the model again.")
+    return parse_manifest(path.read_bytes(), root)
+
+
+def parse_manifest(text: bytes, root: Path) -> Manifest:
+    """A manifest from its bytes; `root` is for messages.
+
+    Raises:
+        BundleError: as `read_manifest`.
+    """
     try:
-        data = json.loads(path.read_bytes(), parse_constant=_no_constant)
+        data = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise BundleError(
-            f"'{path}' is damaged: {error}. Copy or export the bundle again."
+            f"the manifest of '{root}' is damaged: {error}. Copy or export the bundle again."
         ) from None
     version = data.get("format_version") if isinstance(data, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if type(version) is int and version > FORMAT_VERSION:
         raise BundleError(
             f"'{root}' was made by a newer version of laco-deploy: its format is {version}, and "
             f"this version reads {FORMAT_VERSION}. Upgrade laco-deploy, or export the model again."
         )
-    return _validated(data, root)
+    if type(version) is int and 0 < version < FORMAT_VERSION:
+        raise BundleError(
+            f"'{root}' was made by an older version of laco-deploy: its format is {version}, and "
+            f"this version reads {FORMAT_VERSION}. Export the model again."
+        )
+    manifest = _validated(data, root)
+    check_names([entry.path for entry in manifest.files], root)
+    return manifest
+
+
+def _check_graphs(root: Path, manifest: Manifest) -> tuple[str, ...]:
+    """Check every graph in the list of files, whether an engine loads it or not."""
+    named = (
+        manifest.embed_tokens,
+        manifest.decoder,
+        *(v.vision_encoder for v in manifest.variants),
+    )
+    for name in named:
+        if PurePosixPath(name).suffix not in GRAPH_CHECKS:
+            raise BundleError(
+                f"the manifest of '{root}' names {name!r} as a graph, and it is none: a graph is "
+                f"one of {', '.join(GRAPH_CHECKS)}. Export the model again."
+            )
+    sizes = {entry.path: entry.size for entry in manifest.files}
+    graphs = [name for name in sizes if PurePosixPath(name).suffix.lower() in GRAPH_CHECKS]
+    for name in graphs:
+        GRAPH_CHECKS[PurePosixPath(name).suffix.lower()](root / name, name, sizes)
+    return tuple(graphs)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dict; of two equal keys, readers differ in which they take."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return values
 
 
 def _validated(data: object, root: Path) -> Manifest:
@@ -241,37 +280,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two folders in one step; False where the system or the file system cannot."""
-    if os.name != "posix":
-        return False
-    library = ctypes.CDLL(None)
-    names = (os.fsencode(one), os.fsencode(other))
-    if sys.platform == "linux" and hasattr(library, "renameat2"):
-        at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of linux/fs.h
-        failed = library.renameat2(at_cwd, names[0], at_cwd, names[1], exchange)
-    elif sys.platform == "darwin" and hasattr(library, "renamex_np"):
-        failed = library.renamex_np(*names, 2)  # RENAME_SWAP of sys/stdio.h
-    else:
-        return False
-    return not failed
-
-
 __all__ = [
     "Bundle",
     "check_replaceable",
     "open_bundle",
+    "parse_manifest",
+    "read_manifest",
     "replace_folder",
     "seal_bundle",
+    "sign_bundle",
     "write_atomic",
 ]

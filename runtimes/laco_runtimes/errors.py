@@ -35,6 +35,12 @@ class BundleNotFoundError(BundleError, FileNotFoundError):
     """A bundle path that does not exist or holds no manifest."""
 
 
+class SignatureError(BundleError):
+    """A bundle that is not signed, or not by the key that is trusted, or not as it is now."""
+
+    exit_code = 3
+
+
 class CheckpointError(LacoError, ValueError):
     """A checkpoint folder without weights, with foreign weights, or of another architecture."""
 
@@ -83,3 +89,7 @@ class ParityError(ExportError):
     """The exported engine does not answer as the PyTorch model does; no bundle was written."""
 
     exit_code = 3
+
+
+class DiskFullError(ExportError, OSError):
+    """No room on the disk for a bundle; what stood in its place is as it was."""

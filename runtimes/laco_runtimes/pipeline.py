@@ -62,10 +62,12 @@ class Pipeline:
         device: `auto`, or a device in the engine's own words; an explicit one never falls back.
         variant: vision encoder to use; `laco`, or a baseline of the bundle.
         threads: CPU threads per inference; None leaves it to the engine.
+        public_key: PEM file of the key that must have signed the bundle; None asks for none.
 
     Raises:
         BundleNotFoundError: no bundle at `path`.
         BundleError: a bundle that is damaged, was changed, or is of another version.
+        SignatureError: `public_key` is given, and the bundle is not as its owner signed it.
         ArgumentError: an unknown variant, or less than one thread.
         MissingPackageError: the engine's package is not installed.
         EngineError: the engine refused the device or a graph.
@@ -77,10 +79,11 @@ class Pipeline:
         device: str = "auto",
         variant: str = MAIN_VARIANT,
         threads: int | None = None,
+        public_key: str | os.PathLike[str] | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise ArgumentError(f"threads is {threads}. Give at least 1, or leave it out.")
-        self.bundle = open_bundle(path)
+        self.bundle = open_bundle(path, public_key=public_key)
         self._variant = self.bundle.variant(variant)
         self._tokenizer = load_tokenizer(self.bundle.tokenizer)
         manifest = self.bundle.manifest
@@ -99,6 +102,10 @@ class Pipeline:
         self._lock = threading.Lock()
         self._last_thread: int | None = None
         logger.info("%s on %s: %s", manifest.target, engine.device, engine.reason)
+        if manifest.unverified is not None:
+            logger.warning(
+                "unverified, so answers may differ from the model's: %s", manifest.unverified
+            )
         if self._variant.latency_only:
             warnings.warn(
                 f"variant {variant!r} was not trained this way: it is right about time and memory, "

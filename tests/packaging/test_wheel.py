@@ -94,6 +94,8 @@ def test_wheel_holds_the_three_packages_whole_and_nothing_else(wheel: Path) -> N
         if path.is_file() and path.suffix != ".pyc" and path.name != "ruff.toml"
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }
+    # Where optimum-cli looks for commands of other packages.
+    sources.add(Path("optimum/commands/register/register_laco.py"))
     assert names == sources
     assert {Path(package) / "py.typed" for package in SOURCES} <= names
 

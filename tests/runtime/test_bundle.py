@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 
 from laco_runtimes import bundle as bundle_module
+from laco_runtimes import replace as replace_module
 from laco_runtimes.bundle import (
-    check_replaceable,
     open_bundle,
     replace_folder,
     seal_bundle,
     write_atomic,
 )
 from laco_runtimes.errors import ArgumentError, BundleError, BundleNotFoundError
-from laco_runtimes.manifest import MANIFEST_NAME, BundleFacts
+from laco_runtimes.manifest import FORMAT_VERSION, MANIFEST_NAME, BundleFacts
+from laco_runtimes.replace import check_replaceable
 
 FILES = (
     "README.md",
@@ -165,12 +166,21 @@ def test_a_path_that_leaves_the_bundle_is_refused(bundle: Path, path: str, place
 
 
 def test_a_newer_format_says_so(bundle: Path) -> None:
-    edit(bundle, lambda data: data.update(format_version=2, surprise=1))
-    with pytest.raises(BundleError, match=r"newer version.*format is 2.*reads 1"):
+    newer = FORMAT_VERSION + 1
+    edit(bundle, lambda data: data.update(format_version=newer, surprise=1))
+    named = rf"newer version.*format is {newer}.*reads {FORMAT_VERSION}"
+    with pytest.raises(BundleError, match=named):
         open_bundle(bundle)
 
 
-@pytest.mark.parametrize("version", [0, -1, "two", None])
+def test_an_older_format_says_so(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle_module, "FORMAT_VERSION", FORMAT_VERSION + 1)
+    named = rf"older version.*format is {FORMAT_VERSION}.*reads {FORMAT_VERSION + 1}"
+    with pytest.raises(BundleError, match=named):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("version", [0, -1, "two", None, 1.5])
 def test_any_other_format_is_refused(bundle: Path, version: object) -> None:
     edit(bundle, lambda data: data.update(format_version=version))
     with pytest.raises(BundleError, match="key 'format_version'"):
@@ -302,7 +312,7 @@ def test_a_finished_folder_takes_the_place_of_an_old_bundle(
     bundle: Path, old: Path, can_exchange: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not can_exchange:
-        monkeypatch.setattr(bundle_module, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(replace_module, "_exchange", lambda one, other: False)
     replace_folder(bundle, old)
     assert open_bundle(old).root == old
     assert list(old.parent.iterdir()) == [old]
@@ -343,7 +353,7 @@ def test_a_file_is_not_replaced_by_a_folder(bundle: Path) -> None:
 def test_the_old_bundle_returns_when_the_new_one_cannot_be_moved(
     bundle: Path, old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle_module, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(replace_module, "_exchange", lambda one, other: False)
     with pytest.raises(OSError, match="none"):
         replace_folder(bundle.parent / "none", old)
     assert (old / "onnx" / "old.onnx").read_text() == "old"
@@ -353,7 +363,7 @@ def test_the_old_bundle_returns_when_the_new_one_cannot_be_moved(
 KILL_AT_EVERY_LINE = """
 import os, shutil, signal, sys
 from pathlib import Path
-from laco_runtimes import bundle
+from laco_runtimes import bundle, replace
 
 new, old = Path(sys.argv[1]), Path(sys.argv[2])
 seen, lines, status = [], 0, 1
@@ -365,13 +375,13 @@ while status != 0:
     if (child := os.fork()) == 0:
         def trace(frame, event, arg):
             global left
-            if frame.f_code.co_filename == bundle.__file__:
+            if frame.f_code.co_filename == replace.__file__:
                 left -= event == "line"
                 if left < 0:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return trace
         sys.settrace(trace)
-        bundle.replace_folder(work / "finished", work / "final")
+        replace.replace_folder(work / "finished", work / "final")
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     assert status in (0, signal.SIGKILL), status
@@ -411,7 +421,7 @@ def test_a_file_is_written_whole_or_not_at_all(
     def fail(handle: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(bundle_module.os, "fsync", fail)
+    monkeypatch.setattr(replace_module.os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
