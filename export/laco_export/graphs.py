@@ -3,21 +3,15 @@
 They hold the trained modules themselves, not copies, and are traced by `onnx_writer`. Names, types
 and dimensions of inputs and outputs are those of `laco_runtimes.graphs`.
 
-Shape legend: B batch, S new tokens, P cached tokens, T = P + S, D width of the language model,
-H query heads, K key/value heads, d width of a head, V vocabulary.
+Shape legend: B batch, S new tokens, D width of the language model, d width of a head, V vocabulary.
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from laco_export.protocols import LanguageBody, RmsNorm
-
-MASKED = -1e9
-"""Added to the score of a masked position. Not -inf: a row with nothing to attend to (padding)
-would be NaN, and NaN times a weight of zero is NaN in every later row."""
+from laco_export.flavours import FLAVOURS, MASKED
+from laco_export.protocols import LanguageBody
 
 
 class VisionGraph(nn.Module):
@@ -47,87 +41,72 @@ class EmbedGraph(nn.Module):
 class DecoderGraph(nn.Module):
     """A Qwen2 decoder with its head, written for engines that fuse attention.
 
-    Upstream: transformers/models/qwen2/modeling_qwen2.py. Differences are of form only: one
-    additive mask for all layers, ONNX's `RotaryEmbedding` and grouped-query `Attention` with the
-    cache as its past and present, and logits of the last position alone.
+    Upstream: transformers/models/qwen2/modeling_qwen2.py. Differences are of form only: logits of
+    the last position alone, and attention, positions and norms as the flavour has them.
 
     Args:
         body: the Qwen2 model without its head.
         head: from width to vocabulary.
         head_dim: d.
         rope_theta: base of the rotary frequencies.
+        flavour: a key of `FLAVOURS`.
+        positions: how many positions the flavours `static` and `contrib` have tables for.
     """
 
-    inverse_frequencies: Tensor
-
     def __init__(
-        self, body: LanguageBody, head: nn.Linear, *, head_dim: int, rope_theta: float
+        self,
+        body: LanguageBody,
+        head: nn.Linear,
+        *,
+        head_dim: int,
+        rope_theta: float,
+        flavour: str = "stateful",
+        positions: int | None = None,
     ) -> None:
         super().__init__()
         self.layers = body.layers
         self.norm = body.norm
         self.head = head
-        self.head_dim = head_dim
-        steps = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        self.register_buffer("inverse_frequencies", 1.0 / rope_theta**steps)
+        self.attending = FLAVOURS[flavour].attending(
+            head_dim=head_dim, rope_theta=rope_theta, positions=positions
+        )
 
-    def forward(
-        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, *past: Tensor
-    ) -> tuple[Tensor, ...]:
+    def forward(self, inputs_embeds: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """One pass over S new tokens.
 
         Args:
             inputs_embeds: [B, S, D].
-            attention_mask: [B, T] int64, 1 for a cached or new token, 0 for padding.
-            position_ids: [B, S] int64.
-            *past: key and value of every layer, [B, K, P, d] each, layer by layer.
+            *others: the other inputs of `laco_runtimes.graphs.decoder` in their order: what the
+                flavour knows positions and masks by, then key and value of every layer.
 
         Returns:
-            Logits [B, 1, V] of the last position, then the longer cache, [B, K, T, d] each.
+            Logits [B, 1, V] of the last position, then key and value of every layer.
         """
-        hidden = inputs_embeds
-        mask = self._mask(hidden.shape[1], attention_mask)
-        angles = position_ids.unsqueeze(-1).float() * self.inverse_frequencies  # [B, S, d / 2]
-        cos, sin = angles.cos(), angles.sin()
+        form = self.attending
+        inputs, past = others[: form.inputs], others[form.inputs :]
+        shared = form.prepare(inputs_embeds, *inputs)
+        hidden: Tensor = inputs_embeds
+        change: Tensor | None = None  # what the last layer adds to it
         present: list[Tensor] = []
         for index, layer in enumerate(self.layers):
-            attention, normed = layer.self_attn, _rms_norm(hidden, layer.input_layernorm)
-            query = torch.onnx.ops.rotary_embedding(self._heads(attention.q_proj(normed)), cos, sin)
-            key = torch.onnx.ops.rotary_embedding(self._heads(attention.k_proj(normed)), cos, sin)
-            context, key, value, _ = torch.onnx.ops.attention(
-                query,  # [B, H, S, d]
-                key,
-                self._heads(attention.v_proj(normed)),
-                attn_mask=mask,
-                past_key=past[2 * index],
-                past_value=past[2 * index + 1],
+            attention = layer.self_attn
+            normed, hidden = form.normalise(hidden, change, layer.input_layernorm)
+            context, *cache = form.attend(
+                shared,
+                attention.q_proj(normed),
+                attention.k_proj(normed),
+                attention.v_proj(normed),
+                (past[2 * index], past[2 * index + 1]),
             )
-            present += [key, value]
-            hidden = hidden + attention.o_proj(context.transpose(1, 2).flatten(2))
-            hidden = hidden + layer.mlp(_rms_norm(hidden, layer.post_attention_layernorm))
-        last = _rms_norm(hidden[:, -1:], self.norm)  # [B, 1, D]: no vocabulary for the others
-        return (self.head(last), *present)
-
-    def _heads(self, tensor: Tensor) -> Tensor:
-        """[B, S, heads * d] -> [B, heads, S, d]."""
-        heads: Tensor = tensor.unflatten(-1, (-1, self.head_dim))
-        return heads.transpose(1, 2)
-
-    def _mask(self, new: int, attention_mask: Tensor) -> Tensor:
-        """What is added to every score, [B, 1, S, T]: 0 where attention is allowed.
-
-        Additive and made once: OpenVINO takes a slow path for a boolean mask.
-        """
-        total = attention_mask.shape[1]
-        keys = torch.arange(total, device=attention_mask.device)
-        queries = torch.arange(new, device=attention_mask.device) + (total - new)
-        allowed = (keys <= queries[:, None]) & (attention_mask[:, None, :] > 0)  # [B, S, T]
-        mask: Tensor = torch.where(allowed, 0.0, MASKED)
-        return mask.unsqueeze(1)
-
-
-def _rms_norm(hidden: Tensor, norm: RmsNorm) -> Tensor:
-    return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+            present += cache
+            normed, hidden = form.normalise(
+                hidden, attention.o_proj(context), layer.post_attention_layernorm
+            )
+            change = layer.mlp(normed)
+        # Only the last position, [B, 1, D]: no vocabulary for the others.
+        last = change if change is None else change[:, -1:]
+        normed, _ = form.normalise(hidden[:, -1:], last, self.norm)
+        return (self.head(normed), *present)
 
 
 __all__ = ["MASKED", "DecoderGraph", "EmbedGraph", "VisionGraph"]

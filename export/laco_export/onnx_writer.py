@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import onnx
+import numpy as np
 import torch
 from onnxscript import ir, optimizer
 from torch import Tensor, nn
 
+from laco_export.model_file import save_model
 from laco_export.static_shapes import (
     ENCODER_OPS,
     check_operators,
@@ -30,6 +31,9 @@ OPSET = 23
 
 DTYPES = {
     "float32": (torch.float32, ir.DataType.FLOAT),
+    "float16": (torch.float16, ir.DataType.FLOAT16),
+    "bfloat16": (torch.bfloat16, ir.DataType.BFLOAT16),
+    "bool": (torch.bool, ir.DataType.BOOL),
     "int32": (torch.int32, ir.DataType.INT32),
     "int64": (torch.int64, ir.DataType.INT64),
 }
@@ -41,9 +45,18 @@ NO_LIMIT = 2**62
 
 
 def write_graph(
-    module: nn.Module, spec: GraphSpec, folder: Path, *, allowed_ops: frozenset[str] | None = None
+    module: nn.Module,
+    spec: GraphSpec,
+    folder: Path,
+    *,
+    allowed_ops: frozenset[str] | None = None,
+    opset: int = OPSET,
+    stem: str | None = None,
+    share: Path | None = None,
 ) -> Path:
-    """Trace a module into `<spec.name>.onnx`; its weights go to `<spec.name>.onnx.data` beside it.
+    """Trace a module into `<stem>.onnx`; its weights go to `<stem>.onnx.data` beside it.
+
+    The module's weights are neither changed nor copied as a whole.
 
     Args:
         module: takes the inputs of `spec` in order, as float32, and returns its outputs in order.
@@ -51,6 +64,10 @@ def write_graph(
         folder: where to write; made if it is not there.
         allowed_ops: operators the graph may consist of; its shapes must then be static, but for
             the first dimension. None allows everything.
+        opset: version of ai.onnx.
+        stem: name of the file without its suffix; by default the name of `spec`.
+        share: a graph in the same folder whose weights file this one is to use as well: no weight
+            is stored twice.
 
     Returns:
         Path of the `.onnx` file.
@@ -58,7 +75,8 @@ def write_graph(
     Raises:
         ExportError: the module cannot be traced, or what came out is not what `spec` says.
     """
-    model = _trace(module, spec)
+    model = _trace(module, spec, opset)
+    _transpose_when_written(model.graph)
     # torch folds small constants only; a position table of 1024 x 1024 is looked up at run time.
     optimizer.optimize(model, input_size_limit=NO_LIMIT, output_size_limit=NO_LIMIT)
     set_static_reshapes(model.graph)
@@ -67,26 +85,18 @@ def write_graph(
     passes = ir.passes.common
     for clean in (passes.RemoveUnusedNodesPass(), passes.ClearMetadataAndDocStringPass()):
         clean(model)
+    _drop_unused_outputs(model.graph)
     if allowed_ops is not None:  # while dimensions still have the tracer's names
         check_static(spec, model.graph)
-    _conform(spec, model.graph)
+    conform(spec, model.graph)
     if allowed_ops is not None:
         check_operators(spec, model.graph, allowed_ops)
 
     model.producer_name, model.producer_version = "laco-deploy", None
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{spec.name}.onnx"
-    ir.save(model, path, external_data=f"{path.name}.data")
-    try:
-        onnx.checker.check_model(path, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(
-            f"the {spec.name} graph is not valid ONNX: {error}. Report this as a defect."
-        ) from error
-    return path
+    return save_model(model, folder / f"{stem or spec.name}.onnx", share=share)
 
 
-def _trace(module: nn.Module, spec: GraphSpec) -> ir.Model:
+def _trace(module: nn.Module, spec: GraphSpec, opset: int) -> ir.Model:
     dynamic_dims = {
         dim: torch.export.Dim(dim)
         for one in spec.inputs
@@ -103,7 +113,7 @@ def _trace(module: nn.Module, spec: GraphSpec) -> ir.Model:
                 module.eval(),
                 tuple(_example(one) for one in spec.inputs),
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 dynamic_shapes=_nested(module, shapes),
                 input_names=[one.name for one in spec.inputs],
                 output_names=[one.name for one in spec.outputs],
@@ -154,7 +164,54 @@ def _nested(module: nn.Module, shapes: Sequence[Any]) -> tuple[Any, ...]:
     return (*shapes[:single], *rest)
 
 
-def _conform(spec: GraphSpec, graph: ir.Graph) -> None:
+def _transpose_when_written(graph: ir.Graph) -> None:
+    """Turn `Transpose` of a weight into a weight that is transposed while it is written.
+
+    Folding it as other constants would hold a second copy of nearly the whole model.
+    """
+    for node in graph:
+        weight = node.inputs[0] if node.op_type == "Transpose" else None
+        if weight is None or weight.const_value is None or weight.is_graph_input():
+            continue
+        order = node.attributes.get_ints("perm") or range(len(weight.const_value.shape))[::-1]
+        turned = _Turned(weight.const_value, tuple(order))
+        value = ir.Value(
+            name=f"{weight.name}.transposed",
+            const_value=ir.LazyTensor(
+                turned, weight.const_value.dtype, turned.shape, name=f"{weight.name}.transposed"
+            ),
+            type=ir.TensorType(weight.const_value.dtype),
+            shape=turned.shape,
+        )
+        graph.register_initializer(value)
+        ir.convenience.replace_all_uses_with(node.outputs[0], value)
+        graph.remove(node, safe=True)
+
+
+class _Turned:
+    """A transposed tensor that is made when it is called."""
+
+    def __init__(self, tensor: ir.TensorProtocol, order: tuple[int, ...]) -> None:
+        self.tensor, self.order = tensor, order
+        sizes = tensor.shape.numpy()
+        self.shape = ir.Shape([sizes[axis] for axis in order])
+
+    def __call__(self) -> ir.TensorProtocol:
+        return ir.tensor(np.ascontiguousarray(self.tensor.numpy().transpose(self.order)))
+
+
+def _drop_unused_outputs(graph: ir.Graph) -> None:
+    """Leave trailing outputs out that nobody reads, and others between them without a name."""
+    results = set(graph.outputs)
+    for node in graph:
+        read = [bool(value.uses()) or value in results for value in node.outputs]
+        node.resize_outputs(max((i + 1 for i, used in enumerate(read) if used), default=1))
+        for value, used in zip(node.outputs, read, strict=False):
+            if not used:
+                value.name = ""
+
+
+def conform(spec: GraphSpec, graph: ir.Graph) -> None:
     """Hold inputs and outputs against the declaration and name computed dimensions after it.
 
     Raises:
@@ -195,4 +252,4 @@ def _difference(spec: GraphSpec, what: str, declared: object, found: object) -> 
     )
 
 
-__all__ = ["ENCODER_OPS", "OPSET", "write_graph"]
+__all__ = ["DTYPES", "ENCODER_OPS", "OPSET", "conform", "write_graph"]

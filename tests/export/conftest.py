@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from laco_deploy.exporting import build_job
+from laco_deploy.model import LacoForConditionalGeneration
 from laco_deploy.model.checkpoint import Checkpoint, load_checkpoint
+from laco_export.flavours import FLAVOURS
+from laco_export.graphs import VisionGraph
 from laco_export.job import ExportJob
-from tests.bundles import RandomBundles, random_samples
+from laco_export.onnx_writer import ENCODER_OPS, write_graph
+from laco_runtimes import graphs
+from laco_runtimes.graphs import GraphSpec
+from tests.bundles import PLAN, RandomBundles, random_samples
+from tests.export.flavour_engines import small_model, write_flavour
+from tests.model.tower_samples import laco_config, randomize
 
 
 @pytest.fixture(scope="session")
@@ -17,4 +27,25 @@ def checkpoint(bundle_for: RandomBundles) -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def job(checkpoint: Checkpoint) -> ExportJob:
-    return build_job(checkpoint, target="onnxruntime", parity_samples=random_samples())
+    return build_job(checkpoint, target="onnxruntime", parity_samples=random_samples(), plan=PLAN)
+
+
+@pytest.fixture(scope="session")
+def flavours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, GraphSpec]]:
+    """A small decoder in every flavour, all in one folder: its file and its declaration."""
+    folder, model = tmp_path_factory.mktemp("flavours"), small_model()
+    written = {"stateful": write_flavour(model, "stateful", folder)}
+    for name in FLAVOURS:
+        if name not in written:
+            written[name] = write_flavour(model, name, folder, share=written["stateful"][0])
+    return written
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The graph of a small AIMv2 with one LaCo merger after the second of its blocks."""
+    mergers = [{"after_block": 2, "kind": "laco"}]
+    model = randomize(LacoForConditionalGeneration(laco_config("aimv2_vision_model", mergers)))
+    spec = graphs.vision_encoder(model.config.image_size, 16, model.config.text.hidden_size)
+    folder = tmp_path_factory.mktemp("encoder")
+    return write_graph(VisionGraph(model), spec, folder, allowed_ops=ENCODER_OPS)

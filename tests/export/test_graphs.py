@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from laco_deploy.exporting import BASELINES
+from laco_deploy.baselines import BASELINES, baseline_encoder
 from laco_deploy.model import LacoConfig, LacoForConditionalGeneration
 from laco_deploy.model.checkpoint import Checkpoint
 from laco_export.graphs import DecoderGraph
@@ -22,9 +22,9 @@ PIXELS = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().m
 
 @pytest.fixture
 def decoder(job: ExportJob) -> DecoderGraph:
-    facts = job.language
+    facts, modules = job.language, job.load()
     return DecoderGraph(
-        job.body, job.head, head_dim=facts.head_dim, rope_theta=job.rope_theta
+        modules.body, modules.head, head_dim=facts.head_dim, rope_theta=job.rope_theta
     ).eval()
 
 
@@ -76,10 +76,11 @@ def rebuilt(checkpoint: Checkpoint, after_block: int | None) -> LacoForCondition
 def test_a_baseline_is_the_model_configured_that_way(
     checkpoint: Checkpoint, name: str, after_block: int | None
 ) -> None:
-    baseline = BASELINES[name](checkpoint.config, checkpoint.model)
+    baseline = BASELINES[name](checkpoint.config)
+    encoder = baseline_encoder(name, checkpoint.config, checkpoint.model)
     model = rebuilt(checkpoint, after_block)
     with torch.no_grad():
-        features = baseline.encoder.get_image_features(PIXELS)
+        features = encoder.get_image_features(PIXELS)
         torch.testing.assert_close(features, model.get_image_features(PIXELS))
     assert baseline.merged_grid == model.config.merged_grid
     assert features.shape[1] == baseline.tokens_per_tile
@@ -90,20 +91,20 @@ def test_external_applies_several_mergers_in_order() -> None:
     config = random_config()
     values = {**config.to_dict(), "mergers": [{"after_block": 1}, {"after_block": 2}]}
     model = random_model(LacoConfig.from_dict(values), seed=0)
-    external = BASELINES["external"](model.config, model)
+    external = BASELINES["external"](model.config)
+    moved = baseline_encoder("external", model.config, model)
     encoder = model.model.vision_encoder
     with torch.no_grad():
         tokens = encoder.tower(PIXELS).last_hidden_state
         tokens = encoder.mergers["2"](encoder.mergers["1"](tokens))
         expected = model.model.projector(tokens)
-        torch.testing.assert_close(external.encoder.get_image_features(PIXELS), expected)
+        torch.testing.assert_close(moved.get_image_features(PIXELS), expected)
     assert external.merged_grid == (2, 2)
     assert [one.after_block for one in external.mergers] == [3, 3]
 
 
 def test_baselines_share_the_weights_of_the_model(checkpoint: Checkpoint) -> None:
     own = {weight.data_ptr() for weight in checkpoint.model.parameters()}
-    for build in BASELINES.values():
-        encoder = build(checkpoint.config, checkpoint.model).encoder
-        assert isinstance(encoder, torch.nn.Module)
+    for name in BASELINES:
+        encoder = baseline_encoder(name, checkpoint.config, checkpoint.model)
         assert {weight.data_ptr() for weight in encoder.parameters()} <= own

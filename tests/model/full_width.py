@@ -98,10 +98,14 @@ def main(preset: str, kind: str, part: str, folder: str) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as place:
         with watch.step("save_and_load"):
             model.save_pretrained(Path(place) / "saved")
-            del model
             again = LacoForConditionalGeneration.from_pretrained(Path(place) / "saved").eval()
+        for name, weight in model.state_dict().items():
+            assert torch.equal(again.state_dict()[name], weight), name
+        del model, weight
         with torch.no_grad():
-            assert torch.equal(again.get_image_features(pixels), expected)
+            # Not bit for bit: a convolution takes another kernel where a weight lies otherwise in
+            # memory (InternViT, c_abstractor after block 6: 7e-7 of 0.65).
+            assert torch.allclose(again.get_image_features(pixels), expected, rtol=1e-4, atol=1e-5)
         with watch.step("export"):
             path = write_graph(VisionGraph(again), spec, Path(place), allowed_ops=ENCODER_OPS)
         assert_static_but_for_tiles(path)

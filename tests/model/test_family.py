@@ -21,7 +21,8 @@ import torch
 
 from laco_deploy.model import LacoForConditionalGeneration
 from laco_deploy.model.mergers import MERGERS
-from laco_deploy.model.towers import TOWERS
+from laco_deploy.model.towers import TOWERS, find_tower
+from laco_export.audit import EncoderAudit, audit_encoder
 from laco_export.graphs import VisionGraph
 from laco_export.onnx_writer import ENCODER_OPS, write_graph
 from laco_runtimes import graphs
@@ -102,6 +103,7 @@ def check_exports(model: LacoForConditionalGeneration, tokens: int, folder: Path
     spec = graphs.vision_encoder(config.image_size, tokens, config.text.hidden_size)
     path = write_graph(VisionGraph(model), spec, folder, allowed_ops=ENCODER_OPS)
     used = assert_static_but_for_tiles(path)
+    check_audit(audit_encoder(path), model)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for tiles in (1, 3):
         images = pixels(config.vision, tiles)
@@ -110,6 +112,20 @@ def check_exports(model: LacoForConditionalGeneration, tokens: int, folder: Path
         [found] = session.run(None, {"pixel_values": images.numpy()})
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     return used
+
+
+def check_audit(audit: EncoderAudit, model: LacoForConditionalGeneration) -> None:
+    """The merges read back from the graph are those of the configuration."""
+    config = model.config
+    prefix = find_tower(config.vision.model_type).prefix_tokens
+    grid, expected = config.patch_grid, []
+    for spec in config.merger_specs:
+        merged = spec.merged_grid(grid)
+        led_past = prefix if spec.after_block < config.vision.num_hidden_layers else 0
+        tokens = tuple(led_past + rows * columns for rows, columns in (grid, merged))
+        expected.append((spec.after_block, tokens))
+        grid = merged
+    assert [(merge.after_block, merge.tokens) for merge in audit.merges] == expected
 
 
 def test_the_family_is_complete() -> None:
