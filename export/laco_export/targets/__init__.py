@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from laco_export.targets import onnxruntime, openvino
+from laco_export.targets import onnxruntime, openvino, tensorrt
 from laco_export.targets.base import CompileRequest, FinishRequest, TargetOptions, TargetType
 
 TARGETS: dict[str, TargetType] = {
-    target.name: target for target in (onnxruntime.TARGET, openvino.TARGET)
+    target.name: target
+    for target in (onnxruntime.TARGET, openvino.TARGET, tensorrt.TARGET, tensorrt.TARGET_RTX)
 }
 """Targets by name."""
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
-from laco_export.precision import PrecisionMenu
-from laco_runtimes.graphs import GraphSpec
+from laco_export.choices import choose
+from laco_export.precision import PrecisionMenu, Precisions
+from laco_runtimes.errors import ArgumentError
+from laco_runtimes.graphs import CacheDType, DecoderForm, GraphSpec
 from laco_runtimes.images import Preprocessing
-from laco_runtimes.manifest import EngineFacts, LanguageFacts, Variant, VisionFacts
+from laco_runtimes.manifest import EngineFacts, FlavourName, LanguageFacts, Variant, VisionFacts
 from laco_runtimes.prompt import PromptTemplate
 
 
@@ -43,6 +46,9 @@ class CompileRequest:
     """Of this graph: a key of `VISION_PRECISIONS` or `LLM_PRECISIONS`."""
     calibration: Path | None = None
     """`.npy` file of pixel values, [images, 3, S, S] float32; for the vision encoder alone."""
+    form: DecoderForm | None = None
+    """Of the decoder as the engine shall take it: the fp32 graph has its flavour and capacity, but
+    a cache of float32. None for the other graphs."""
     options: TargetOptions = TargetOptions()
 
 
@@ -79,6 +85,15 @@ class TargetType:
     """Extra of laco-deploy that brings the package."""
     flavour: str = "stateful"
     """Decoder flavour that it is compiled from, a key of `laco_export.flavours.FLAVOURS`."""
+    other_flavours: tuple[str, ...] = ()
+    """Decoder flavours that may be asked for instead."""
+    cache_dtypes: Mapping[str, CacheDType] = field(default_factory=dict)
+    """Type of the KV cache by precision of the language model; float32 where none is named."""
+    context: int | None = None
+    """Tokens that a KV cache of one size holds by default, or the model's own limit if that is
+    less; None where the cache grows, and no context can be asked for."""
+    layouts: tuple[str, ...] = ()
+    """Names of the further layouts that `finish` can write."""
     precisions: PrecisionMenu
     compile: Callable[[CompileRequest], str]
     """Make what the engine loads; the path in the bundle comes back."""
@@ -87,6 +102,47 @@ class TargetType:
     check_runs: Callable[[], str | None] = always_runs
     """None, or why no engine of this target can run on this machine: then nothing can be compared
     here, and the bundle is sealed as unverified."""
+
+    def check_options(self, options: TargetOptions) -> None:
+        """Refuse what this target cannot do.
+
+        Raises:
+            ArgumentError: an unknown layout or flavour, or a context for a cache that grows.
+        """
+        for layout in options.layouts:
+            choose(f"layout for {self.name}", layout, dict.fromkeys(self.layouts))
+        if options.flavour is not None:
+            allowed = (self.flavour, *self.other_flavours)
+            choose(f"decoder flavour for {self.name}", options.flavour, dict.fromkeys(allowed))
+        if options.context is None:
+            return
+        if self.context is None:
+            raise ArgumentError(
+                f"the KV cache of {self.name} grows as it is needed, so it takes no context. "
+                "Leave --context out."
+            )
+        if options.context < 1:
+            raise ArgumentError(f"a context of {options.context} tokens holds nothing. Give more.")
+
+    def form(
+        self, precisions: Precisions, language: LanguageFacts, options: TargetOptions
+    ) -> DecoderForm:
+        """How the decoder is to take its inputs and keep its cache.
+
+        Raises:
+            ArgumentError: a context longer than the model's own.
+        """
+        if options.context is not None and options.context > language.max_positions:
+            raise ArgumentError(
+                f"the model was made for {language.max_positions} tokens, so a context of "
+                f"{options.context} is too long. Give at most {language.max_positions}."
+            )
+        wanted = options.context or self.context
+        return DecoderForm(
+            cast(FlavourName, options.flavour or self.flavour),
+            cache_dtype=self.cache_dtypes.get(precisions.llm, "float32"),
+            capacity=min(wanted, language.max_positions) if wanted else None,
+        )
 
 
 __all__ = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -9,27 +11,71 @@ import numpy as np
 
 from laco_export.precision import PrecisionMenu, Precisions
 from laco_export.targets.base import CompileRequest, TargetType
+from laco_export.targets.openvino_genai import (
+    FOLDER,
+    GENAI_NAMES,
+    check_installed,
+    write_genai_files,
+)
+from laco_export.targets.openvino_quantize import (
+    bfloat16_weights,
+    int4_weights,
+    int8_activations,
+    int8_weights,
+)
 from laco_runtimes.engines.openvino import import_openvino
-from laco_runtimes.errors import ExportError
+from laco_runtimes.errors import ExportError, LacoError
 from laco_runtimes.graphs import cache_names, stateful_decoder
 
 if TYPE_CHECKING:
     from openvino import Model, Node, Output
 
 
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How one precision is reached from the fp32 model."""
+
+    change: Callable[[Model, CompileRequest], Model] | None = None
+    half: bool = False
+    """Floats are written in 16 bits."""
+    cache: str | None = None
+    """Type of the KV cache, whoever loads the decoder; None leaves it to the device, and a CPU then
+    takes 8 bits."""
+
+
+VISION: Mapping[str, Storage] = {
+    "fp32": Storage(),
+    "fp16": Storage(half=True),
+    "bf16": Storage(bfloat16_weights),
+    "int8": Storage(int8_activations),
+    "int8w": Storage(int8_weights),
+}
+LANGUAGE: Mapping[str, Storage] = {
+    "fp32": Storage(cache="f32"),
+    "fp16": Storage(half=True, cache="f16"),
+    "bf16": Storage(bfloat16_weights, cache="f16"),
+    "int8": Storage(int8_weights),
+    "int4": Storage(int4_weights),
+}
+
+
 def compile_graph(request: CompileRequest) -> str:
-    """Convert one ONNX graph to `.xml` and `.bin`; `onnx/` becomes `openvino/` in the path.
+    """Convert one ONNX graph to `.xml` and `.bin` in `openvino/`, in the precision asked for.
+
+    The three graphs of the model itself have the names that `openvino_genai` looks for.
 
     Raises:
         ExportError: OpenVINO refuses the graph, or names are lost in the conversion.
+        MissingPackageError: what the precision needs is not installed.
     """
     openvino = import_openvino()
+    check_installed()
 
     spec = request.spec
-    path = PurePosixPath(request.onnx).with_suffix(".xml")
-    if path.parts[0] == "onnx":
-        path = PurePosixPath("openvino", *path.parts[1:])
+    storage = (VISION if spec.name == "vision_encoder" else LANGUAGE)[request.precision]
+    path = _place(request)
     try:
+        # The weights stay in the ONNX file, mapped into memory, until they are written.
         model = openvino.Core().read_model(request.root / request.onnx)
         _drop_nan_guards(model)
         if spec.name == "decoder":
@@ -37,9 +83,15 @@ def compile_graph(request: CompileRequest) -> str:
             _share_key_value_heads(model)
             _make_stateful(model, request.language.layers)
         model.validate_nodes_and_infer_types()
+        if storage.change is not None:
+            model = storage.change(model, request)
+        if spec.name == "decoder" and storage.cache is not None:
+            model.set_rt_info(storage.cache, ["runtime_options", "KV_CACHE_PRECISION"])
         (request.root / path).parent.mkdir(parents=True, exist_ok=True)
-        openvino.save_model(model, request.root / path, compress_to_fp16=False)
+        openvino.save_model(model, request.root / path, compress_to_fp16=storage.half)
     except RuntimeError as error:
+        if isinstance(error, LacoError):
+            raise
         raise ExportError(
             f"OpenVINO cannot convert the {spec.name} graph: {error}. "
             "Check its version, or export for another target."
@@ -51,6 +103,14 @@ def compile_graph(request: CompileRequest) -> str:
             "Check the version of openvino, or export for another target."
         )
     return str(path)
+
+
+def _place(request: CompileRequest) -> PurePosixPath:
+    """`openvino/<name that genai looks for>.xml`; baselines in a folder of their own below it."""
+    source = PurePosixPath(request.onnx)
+    if source.parts[0] == "baseline":
+        return PurePosixPath(FOLDER, *source.parts).with_suffix(".xml")
+    return PurePosixPath(FOLDER, GENAI_NAMES[request.spec.name] + ".xml")
 
 
 def _drop_nan_guards(model: Model) -> None:
@@ -142,14 +202,18 @@ def _integers(*values: int) -> Node:
     return ops.constant(np.array(values, np.int64))
 
 
-EXACT = Precisions("fp32", "fp32")
-
 TARGET = TargetType(
     name="openvino",
     package="openvino",
     extra="openvino",
-    precisions=PrecisionMenu(vision=("fp32",), llm=("fp32",), exact=EXACT, fast=(EXACT,)),
+    precisions=PrecisionMenu(
+        vision=tuple(VISION),
+        llm=tuple(LANGUAGE),
+        exact=Precisions("fp32", "fp32"),
+        fast=(Precisions("int8", "int8"), Precisions("int8w", "int8"), Precisions("fp32", "fp32")),
+    ),
     compile=compile_graph,
+    finish=write_genai_files,
 )
 
-__all__ = ["TARGET", "compile_graph"]
+__all__ = ["LANGUAGE", "TARGET", "VISION", "compile_graph"]

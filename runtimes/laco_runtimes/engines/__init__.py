@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 
-from laco_runtimes.engines import onnxruntime, openvino
+from laco_runtimes.engines import onnxruntime, openvino, tensorrt
 from laco_runtimes.engines.base import EngineType, LoadedEngine, LoadRequest
 from laco_runtimes.errors import BundleError, EngineError, MissingPackageError
 
 ENGINES: dict[str, EngineType] = {
     "onnxruntime": EngineType("onnxruntime", "onnxruntime", "onnxruntime", onnxruntime.load),
     "openvino": EngineType("openvino", "openvino", "openvino", openvino.load),
+    "tensorrt": EngineType("tensorrt", "tensorrt", "tensorrt", tensorrt.load),
+    "tensorrt-rtx": EngineType("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx", tensorrt.load),
 }
 """Engines by the name of the export target."""
 

@@ -1,8 +1,8 @@
-"""ONNX Runtime: the graphs of `onnx/` as they are, on the CPU or an NVIDIA GPU."""
+"""ONNX Runtime: ONNX graphs on the CPU or an NVIDIA GPU, the same files on both."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,20 +11,26 @@ import numpy as np
 from laco_runtimes import graphs
 from laco_runtimes.engines.base import (
     Floats,
+    LanguageModel,
     LoadedEngine,
     LoadRequest,
     check_names,
     check_rewind,
     engine_errors,
 )
+from laco_runtimes.engines.onnxruntime_cache import CACHES, Cache
 from laco_runtimes.errors import EngineError
+from laco_runtimes.graphs import DecoderForm
 from laco_runtimes.manifest import LanguageFacts
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, OrtValue
+    from onnxruntime import InferenceSession
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Devices by the name a user gives."""
+
+CUDA_ONLY = ("bf16",)
+"""Precisions that ONNX Runtime's CPU provider has no attention for (kernel registry of 1.31)."""
 
 RETRY = "Check the free memory, or export the model again."
 
@@ -32,33 +38,55 @@ RETRY = "Check the free memory, or export the model again."
 def load(request: LoadRequest) -> LoadedEngine:
     """Open the three graphs on one device.
 
+    `auto` is the CPU, or the GPU for a bundle in a precision that the CPU does not have.
+
     Raises:
-        EngineError: an unknown device, a build of ONNX Runtime without it, a provider that did not
+        EngineError: an unknown device, a build of ONNX Runtime without it, a device that does not
+            have the precision, a decoder flavour that does not run here, a provider that did not
             start, or a graph that cannot be loaded.
     """
-    device, reason = _choose(request.device)
-    facts, root = request.manifest.language, request.root
+    facts, root, threads = request.manifest, request.root, request.threads
+    if facts.decoder_flavour not in CACHES:
+        raise EngineError(
+            f"ONNX Runtime does not run a decoder of flavour {facts.decoder_flavour!r} here. "
+            f"Export with one of: {', '.join(CACHES)}."
+        )
+    device, reason = _choose(request.device, facts.precision)
+    language = facts.language
+    form = DecoderForm(facts.decoder_flavour, facts.cache_dtype)
     vision = graphs.vision_encoder(
-        request.manifest.vision.image_size, request.variant.tokens_per_tile, facts.hidden_size
+        facts.vision.image_size, request.variant.tokens_per_tile, language.hidden_size
     )
     return LoadedEngine(
-        vision=_Vision(
-            _open(root / request.variant.vision_encoder, vision, device, request.threads)
-        ),
-        language=_Language(
-            # A look-up in a table has no work for a second thread.
-            _open(
-                root / request.manifest.embed_tokens,
-                graphs.embed_tokens(facts.hidden_size),
-                device,
-                1,
-            ),
-            _open(root / request.manifest.decoder, graphs.decoder(facts), device, request.threads),
-            facts,
-            device,
+        vision=_Vision(_open(root / request.variant.vision_encoder, vision, device, threads)),
+        language=open_language(
+            root / facts.decoder, root / facts.embed_tokens, language, form, device, threads
         ),
         device=device,
         reason=reason,
+    )
+
+
+def open_language(
+    decoder: Path,
+    embed: Path,
+    facts: LanguageFacts,
+    form: DecoderForm,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> LanguageModel:
+    """The language model alone.
+
+    Raises:
+        EngineError: a graph cannot be loaded.
+    """
+    return _Language(
+        # A look-up in a table has no work for a second thread.
+        _open(embed, graphs.embed_tokens(facts.hidden_size), device, 1),
+        _open(decoder, graphs.decoder(facts, form), device, threads),
+        facts,
+        form,
+        device,
     )
 
 
@@ -73,23 +101,27 @@ class _Vision:
 
 
 class _Language:
-    """The KV cache stays in ONNX Runtime's own memory, on the device, from step to step."""
+    """The KV cache stays on the device from step to step, and logits come to one place."""
 
     def __init__(
         self,
         embed: InferenceSession,
         decoder: InferenceSession,
         facts: LanguageFacts,
+        form: DecoderForm,
         device: str,
     ) -> None:
+        from onnxruntime import OrtValue
+
         self._embed = embed
         self._decoder = decoder
-        self._facts = facts
-        self._device = device
-        self._past = graphs.cache_names(facts.layers, "past_key_values")
-        self._present = graphs.cache_names(facts.layers, "present")
+        self._cache: Cache = CACHES[form.flavour](facts, form.cache_dtype, device)
+        self._takes_positions = "position_ids" in {one.name for one in decoder.get_inputs()}
+        # What is bound stays bound: a step binds its own token and, where it must, the cache.
+        self._binding = decoder.io_binding()
+        self._logits = np.zeros((1, 1, facts.vocab_size), np.float32)
+        self._binding.bind_ortvalue_output("logits", OrtValue.ortvalue_from_numpy(self._logits))
         self._length = 0
-        self._cache = self._empty_cache()
 
     @property
     def length(self) -> int:
@@ -103,63 +135,58 @@ class _Language:
         return np.asarray(embeds[0], np.float32)  # [sequence, D]
 
     def prefill(self, embeds: Floats) -> Floats:
-        total = self._length + len(embeds)
+        total, binding = self._length + len(embeds), self._binding
+        inputs = {
+            "inputs_embeds": np.ascontiguousarray(embeds[None], np.float32),  # [1, sequence, D]
+            "attention_mask": np.ones((1, total), np.int64),
+        }
+        if self._takes_positions:
+            inputs["position_ids"] = np.arange(self._length, total, dtype=np.int64)[None]
         with engine_errors("decoding with ONNX Runtime", RETRY):
-            binding = self._decoder.io_binding()
-            inputs = {
-                "inputs_embeds": np.ascontiguousarray(embeds[None], np.float32),  # [1, sequence, D]
-                "attention_mask": np.ones((1, total), np.int64),
-                "position_ids": np.arange(self._length, total, dtype=np.int64)[None],
-            }
             for name, array in inputs.items():
                 binding.bind_cpu_input(name, array)
-            for name, value in zip(self._past, self._cache, strict=True):
-                binding.bind_ortvalue_input(name, value)
-            binding.bind_output("logits")
-            for name in self._present:
-                binding.bind_output(name, self._device)
+            self._cache.bind(binding, total)
             self._decoder.run_with_iobinding(binding)
-            logits, *cache = binding.get_outputs()
-        self._cache, self._length = cache, total
-        return np.asarray(logits.numpy()[0, -1], np.float32)  # [V]
+            self._cache.accept(binding)
+        self._length = total
+        return np.array(self._logits[0, -1])  # [V], a copy: the next pass writes over it
 
     def step(self, token: int) -> Floats:
         return self.prefill(self.embed([token]))
 
     def rewind(self, length: int) -> None:
         check_rewind(length, self._length)
-        if length == 0:
-            self._cache = self._empty_cache()
-        elif length < self._length:
-            # [1, heads, past, dim]
-            self._cache = [self._value(value.numpy()[:, :, :length]) for value in self._cache]
+        self._cache.rewind(length)
         self._length = length
 
-    def _empty_cache(self) -> list[OrtValue]:
-        empty = np.zeros((1, self._facts.kv_heads, 0, self._facts.head_dim), np.float32)
-        return [self._value(empty) for _ in self._past]
 
-    def _value(self, array: Floats) -> OrtValue:
-        from onnxruntime import OrtValue
-
-        return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device)
-
-
-def _choose(asked: str) -> tuple[str, str]:
+def _choose(asked: str, precision: Mapping[str, str]) -> tuple[str, str]:
+    """The device, and why."""
     import onnxruntime
 
+    available = onnxruntime.get_available_providers()
+    needs_cuda = sorted({one for one in precision.values() if one in CUDA_ONLY})
     if asked == "auto":
-        return "cpu", "the default of this engine; a GPU is used when asked for with device 'cuda'"
+        if not needs_cuda:
+            return "cpu", "the default of this engine; a GPU is used when asked for as 'cuda'"
+        asked, reason = "cuda", f"the only device that computes in {needs_cuda[0]}"
+    else:
+        reason = "asked for"
     if asked not in PROVIDERS:
         raise EngineError(
             f"ONNX Runtime has no device {asked!r}. Choose one of: auto, {', '.join(PROVIDERS)}."
         )
-    if PROVIDERS[asked] not in onnxruntime.get_available_providers():
+    if needs_cuda and asked != "cuda":
+        raise EngineError(
+            f"ONNX Runtime computes in {needs_cuda[0]} on a GPU alone. Use device 'cuda', or "
+            "export with --precision fp32, int8 or int4."
+        )
+    if PROVIDERS[asked] not in available:
         raise EngineError(
             f"this build of ONNX Runtime cannot use device {asked!r}. "
             "Replace it: pip uninstall onnxruntime, then pip install 'laco-deploy[onnxruntime-gpu]'"
         )
-    return asked, "asked for"
+    return asked, reason
 
 
 def _open(path: Path, spec: graphs.GraphSpec, device: str, threads: int | None) -> InferenceSession:
@@ -186,4 +213,4 @@ def _open(path: Path, spec: graphs.GraphSpec, device: str, threads: int | None) 
     return session
 
 
-__all__ = ["load"]
+__all__ = ["load", "open_language"]

@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 
 RETRY = "Check the free memory, or export the model again."
 
-EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
-"""For fp32 weights. By itself OpenVINO computes in what the CPU does best, and whatever the hint
-says it keeps the KV cache in 8 bits."""
+COMPUTE = {"fp32": ("f32", "FP32"), "fp16": ("f16", "FP16"), "bf16": ("bf16", "BF16")}
+"""Precision to compute in, and the capability that a device must have for it.
+
+A device without it, and weights of 8 and 4 bits, leave the choice to OpenVINO: 32-bit floats on a
+CPU that has nothing faster. The type of the KV cache is in the decoder itself (`runtime_options`).
+"""
 
 
 def import_openvino() -> ModuleType:
@@ -84,11 +87,10 @@ def _load_on(core: Core, request: LoadRequest, device: str, reason: str) -> Load
 
     def compiled(path: str, spec: graphs.GraphSpec) -> CompiledModel:
         config = {"PERFORMANCE_HINT": "LATENCY"}
-        if manifest.precision[spec.name] == "fp32":
-            config |= EXACT
+        config |= _compute_hint(core, device, manifest.precision[spec.name])
         if request.threads is not None:
             config["INFERENCE_NUM_THREADS"] = str(request.threads)
-        with engine_errors(f"compiling '{path}' with OpenVINO for {device}", RETRY):
+        with engine_errors(f"compiling {spec.name} ('{path}') with OpenVINO for {device}", RETRY):
             model = core.compile_model(request.root / path, device, config)
             inputs, outputs = (
                 [port.any_name for port in ports] for ports in (model.inputs, model.outputs)
@@ -108,6 +110,13 @@ def _load_on(core: Core, request: LoadRequest, device: str, reason: str) -> Load
         device=device,
         reason=reason,
     )
+
+
+def _compute_hint(core: Core, device: str, precision: str) -> dict[str, str]:
+    hint, capability = COMPUTE.get(precision, ("", ""))
+    if not hint or capability not in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
+        return {}
+    return {"INFERENCE_PRECISION_HINT": hint}
 
 
 class _Vision:

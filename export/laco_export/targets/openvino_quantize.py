@@ -1,0 +1,196 @@
+"""Weights and activations of an OpenVINO model in fewer bits: NNCF, without its telemetry."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from laco_export.targets.base import CompileRequest
+from laco_export.targets.openvino_genai import EXTRA
+from laco_runtimes.engines.openvino import import_openvino
+from laco_runtimes.errors import ExportError, MissingPackageError
+
+if TYPE_CHECKING:
+    from openvino import Model, Node
+    from openvino.op import Constant
+
+
+GROUP_SIZES = (128, 64, 32)
+"""Weights that share a scale in int4, largest first."""
+
+SHARE_OF_INT4 = 1.0
+"""Of the layers between embeddings and head, which stay in 8 bits."""
+
+
+def import_nncf() -> ModuleType:
+    """NNCF, which must not report what it is used for.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
+    import_openvino()  # takes the telemetry package away first; NNCF then uses a stub
+    try:
+        with _without_torch():
+            nncf = importlib.import_module("nncf")
+    except ImportError:
+        raise MissingPackageError("nncf", EXTRA) from None
+    nncf.set_log_level(logging.ERROR)
+    return nncf
+
+
+def bfloat16_weights(model: Model, request: CompileRequest) -> Model:
+    """Float weights of two and more dimensions as bfloat16, widened where they are read."""
+    openvino = import_openvino()
+    ops = importlib.import_module("openvino.opset13")
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Constant" or len(node.shape) < 2:
+            continue
+        if node.get_element_type() != openvino.Type.f32:
+            continue
+        readers = list(node.output(0).get_target_inputs())
+        narrow = openvino.Tensor(openvino.Type.bf16, openvino.Shape(list(node.shape)))
+        narrow.data.view(np.uint16)[...] = _rounded(node.get_data())
+        wide = ops.convert(openvino.op.Constant(narrow, shared_memory=True), "f32")
+        wide.get_rt_info()["decompression"] = ""
+        for reader in readers:
+            reader.replace_source_output(wide.output(0))
+    return model
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """float32 to the upper halves of its bits, to nearest and ties to even."""
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def int8_weights(model: Model, request: CompileRequest) -> Model:
+    """Every dense weight and the embeddings in 8 bits, one scale per output channel."""
+    nncf = import_nncf()
+    _outputs_first(model)
+    with _quiet():
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+
+
+def int4_weights(model: Model, request: CompileRequest) -> Model:
+    """Dense weights in 4 bits, one scale per group of inputs; head and embeddings in 8 bits.
+
+    Raises:
+        ExportError: no group size divides the inputs of every layer.
+    """
+    nncf = import_nncf()
+    group_size = _group_size(model)
+    _outputs_first(model)
+    with _quiet():
+        return nncf.compress_weights(
+            model,
+            mode=nncf.CompressWeightsMode.INT4_SYM,
+            ratio=SHARE_OF_INT4,
+            group_size=group_size,
+            backup_mode=nncf.BackupMode.INT8_SYM,
+        )
+
+
+def int8_activations(model: Model, request: CompileRequest) -> Model:
+    """Weights and activations in 8 bits, by the ranges seen on calibration images.
+
+    Raises:
+        ExportError: there are no calibration images.
+    """
+    if request.calibration is None:
+        raise ExportError(
+            "int8 needs calibration images, and none were given. "
+            "Give --calibration, or use --vision-precision int8w."
+        )
+    nncf = import_nncf()
+    images = np.load(request.calibration, mmap_mode="r", allow_pickle=False)  # [images, 3, S, S]
+    with _quiet():
+        return nncf.quantize(
+            model,
+            nncf.Dataset(list(range(len(images))), lambda index: images[index][None]),
+            model_type=nncf.ModelType.TRANSFORMER,
+            target_device=nncf.TargetDevice.CPU,
+            subset_size=len(images),
+            # Weights of 7 bits in all layers, not only the first: a CPU without VNNI adds products
+            # in pairs of 16 bits, which overflow with 8.
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                overflow_fix=nncf.OverflowFix.ENABLE
+            ),
+        )
+
+
+def _group_size(model: Model) -> int:
+    """The largest of `GROUP_SIZES` that divides the inputs of every dense layer."""
+    widths = {
+        int(weight.shape[-1 if dense.get_attributes()["transpose_b"] else -2])
+        for dense, weight in _dense_layers(model)
+    }
+    for size in GROUP_SIZES:
+        if all(width % size == 0 for width in widths):
+            return size
+    raise ExportError(
+        f"int4 needs layers whose width is a multiple of {GROUP_SIZES[-1]}, and this model has "
+        f"widths {sorted(widths)}. Use --llm-precision int8."
+    )
+
+
+def _outputs_first(model: Model) -> None:
+    """Weights as [outputs, inputs], the order that compressed ones are read in.
+
+    In the other order a plugin turns them when it loads the model and holds them twice.
+    """
+    ops = importlib.import_module("openvino.opset13")
+    for dense, weight in _dense_layers(model):
+        if len(weight.shape) == 2 and not dense.get_attributes()["transpose_b"]:
+            turned = ops.constant(np.ascontiguousarray(weight.get_data().T), shared_memory=True)
+            layer = ops.matmul(dense.input_value(0), turned, False, True)
+            layer.set_friendly_name(dense.get_friendly_name())
+            layer.output(0).set_names(dense.output(0).get_names())
+            dense.output(0).replace(layer.output(0))
+
+
+def _dense_layers(model: Model) -> list[tuple[Node, Constant]]:
+    """Each MatMul with a weight, and the weight."""
+    return [
+        (node, weight)
+        for node in model.get_ordered_ops()
+        if node.get_type_name() == "MatMul"
+        for weight in [node.input_value(1).get_node()]
+        if weight.get_type_name() == "Constant"
+    ]
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """NNCF imports torch where it finds it: seconds and 250 MB for nothing."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """NNCF draws progress bars and tables on stdout, which is ours."""
+    with contextlib.redirect_stdout(io.StringIO()), _without_torch():
+        yield
+
+
+__all__ = [
+    "GROUP_SIZES",
+    "import_nncf",
+    "int4_weights",
+    "int8_activations",
+    "int8_weights",
+]

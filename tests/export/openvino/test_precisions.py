@@ -1,0 +1,166 @@
+"""What each precision stores, and how near it stays to fp32."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from laco_export.precision import Module, Precisions
+from laco_export.targets.openvino import TARGET
+from laco_export.targets.openvino_quantize import int4_weights
+from laco_runtimes.engines.openvino import import_openvino
+from laco_runtimes.errors import ExportError
+from tests.export.openvino.work import (
+    QUESTIONS,
+    Compile,
+    Source,
+    divergence,
+    logits_along,
+    request_for,
+)
+
+EXACT = Precisions("fp32", "fp32")
+FLOATS16 = Precisions("fp16", "fp16")
+BFLOATS = Precisions("bf16", "bf16")
+INT8 = Precisions("int8", "int8")
+INT4 = Precisions("int8w", "int4")
+
+
+def stored(path: Path) -> Counter[str]:
+    """How many numbers of each type the weights of a model are, scales and biases left out."""
+    found: Counter[str] = Counter()
+    for node in import_openvino().Core().read_model(path).get_ops():
+        if node.get_type_name() == "Constant" and node.get_output_size() == 1:
+            elements = int(np.prod(list(node.shape)))
+            if elements >= 128 * 128 and node.shape[0] != 1:  # not the table of positions
+                found[node.get_element_type().get_type_name()] += elements
+    return found
+
+
+@pytest.mark.parametrize(
+    ("precisions", "module", "types"),
+    [
+        (EXACT, "decoder", {"f32"}),
+        (FLOATS16, "vision_encoder", {"f16"}),
+        (FLOATS16, "decoder", {"f16"}),
+        (BFLOATS, "decoder", {"bf16"}),
+        (INT8, "decoder", {"i8"}),
+        (INT8, "embed_tokens", {"i8"}),
+        (INT4, "embed_tokens", {"i8"}),
+        (INT4, "vision_encoder", {"i8"}),
+        (INT4, "decoder", {"i4", "i8"}),
+    ],
+    ids=lambda value: str(value) if isinstance(value, Precisions | str) else "",
+)
+def test_a_precision_is_what_the_weights_are_stored_in(
+    compiled: Compile, precisions: Precisions, module: Module, types: set[str]
+) -> None:
+    assert set(stored(compiled(precisions).file(module))) == types
+
+
+def test_the_head_of_an_int4_decoder_stays_in_8_bits(compiled: Compile, tiny: Source) -> None:
+    weights = stored(compiled(INT4).file("decoder"))
+    assert weights["i8"] == tiny.language.vocab_size * tiny.language.hidden_size
+    assert weights["i4"] > 3 * weights["i8"]
+
+
+@pytest.mark.parametrize(
+    ("precisions", "cosine", "kl"),
+    [(FLOATS16, 0.9999, 1e-4), (BFLOATS, 0.999, 1e-3), (INT8, 0.99, 2e-2), (INT4, 0.99, 5e-2)],
+    ids=str,
+)
+def test_answers_stay_near_those_of_fp32(
+    compiled: Compile, precisions: Precisions, cosine: float, kl: float
+) -> None:
+    """Bounds are for single images; the export's parity check judges the mean of many."""
+    exact, other = compiled(EXACT), compiled(precisions)
+    engines = exact.engine(), other.engine()
+    for question in QUESTIONS[8:10]:
+        image = exact.source.pixels(question)
+        ours, theirs = (engine.vision.encode(image).astype(np.float64) for engine in engines)
+        lengths = np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1)
+        assert ((ours * theirs).sum(-1) / lengths).min() > cosine
+        expected = logits_along(engines[0], exact.source, question)
+        tokens = expected.argmax(-1).tolist()
+        found = logits_along(engines[1], exact.source, question, tokens)
+        assert divergence(expected, found) < kl
+        assert not np.array_equal(expected, found)
+
+
+@pytest.mark.parametrize("precisions", [EXACT, FLOATS16, INT8], ids=str)
+def test_a_rewound_cache_of_any_type_goes_on_where_it_was_cut(
+    compiled: Compile, precisions: Precisions
+) -> None:
+    language = compiled(precisions).engine().language
+    embeds = language.embed(list(range(20, 60)))
+    language.prefill(embeds[:30])
+    expected = language.prefill(embeds[30:])
+    language.prefill(embeds[:5])  # overwritten below: the cache is cut back behind 30 tokens
+    language.rewind(30)
+    again = language.prefill(embeds[30:])
+    assert divergence(expected[None], again[None]) < 1e-4
+
+
+def test_the_cache_of_floats_has_the_type_the_file_names(compiled: Compile) -> None:
+    core = import_openvino().Core()
+
+    def cache(precisions: Precisions) -> str:
+        model = core.compile_model(compiled(precisions).file("decoder"), "CPU")
+        return str(model.get_property("KV_CACHE_PRECISION").get_type_name())
+
+    assert [cache(one) for one in (EXACT, FLOATS16, BFLOATS, INT8)] == ["f32", "f16", "f16", "u8"]
+
+
+def test_int8_activations_without_calibration_images_are_refused(
+    tiny: Source, tmp_path: Path
+) -> None:
+    (tmp_path / "onnx").symlink_to(tiny.root / "onnx")
+    with pytest.raises(ExportError, match="calibration"):
+        TARGET.compile(request_for(tiny, tmp_path, "vision_encoder", "int8"))
+    assert not (tmp_path / "openvino").exists()
+
+
+def test_int4_names_the_widths_that_no_group_divides(tiny: Source, tmp_path: Path) -> None:
+    openvino = import_openvino()
+    from openvino import opset13 as ops
+
+    wide = ops.parameter([-1, 40], openvino.Type.f32)
+    model = openvino.Model([ops.matmul(wide, np.ones((40, 8), np.float32), False, False)], [wide])
+    with pytest.raises(ExportError, match=r"multiple of 32.*\[40\]"):
+        int4_weights(model, request_for(tiny, tmp_path, "decoder", "int4"))
+
+
+PROBE = """
+import socket, sys
+
+def refused(*_):
+    raise SystemExit("a socket was opened")
+
+socket.socket.connect = socket.getaddrinfo = refused
+from laco_export.targets.openvino_quantize import int8_weights
+from laco_runtimes.engines.openvino import import_openvino
+for name in [name for name in sys.modules if name.partition(".")[0] == "torch"]:
+    del sys.modules[name]
+sys.modules["torch"] = None
+model = import_openvino().Core().read_model(sys.argv[1])
+int8_weights(model, None)
+assert "nncf" in sys.modules
+print("telemetry", sys.modules.get("openvino_telemetry"))
+"""
+
+
+def test_nncf_needs_no_torch_and_reports_to_nobody(tiny: Source) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, str(tiny.root / "onnx" / "embed_tokens.onnx")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "telemetry None"
