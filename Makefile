@@ -53,7 +53,7 @@ $(BIN)/pip:
 	  echo "Install one and name it: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 
-$(DEMO): EXTRAS := export,onnxruntime,openvino,report,train
+$(DEMO): EXTRAS := export,onnxruntime,openvino,openvino-export,report,train
 $(DEV): EXTRAS := dev
 $(VENV)/%.stamp: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing laco-deploy[$(EXTRAS)] into $(VENV): a minute or two, once ..."

@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from huggingface_hub import ModelCard
-from torch import Tensor, nn
+from torch import nn
 
-from laco_deploy.model.checkpoint import Checkpoint, load_checkpoint, unwarned
+from laco_deploy.baselines import BASELINES, baseline_encoder
+from laco_deploy.model.checkpoint import (
+    Checkpoint,
+    CheckpointFacts,
+    load_checkpoint,
+    open_checkpoint,
+)
 from laco_deploy.model.config import LacoConfig, square_side
 from laco_deploy.model.modeling import LacoForConditionalGeneration
-from laco_deploy.model.vision import LacoVisionEncoder
+from laco_deploy.model.processing import LacoProcessor
+from laco_deploy.torch_reference import TorchReference
 from laco_export.choices import choose
 from laco_export.exporter import ExportResult, Progress, check_target, export_bundle
-from laco_export.job import CardFacts, ExportJob, ParitySample, VariantSource
-from laco_export.parity import check_samples
-from laco_export.protocols import Floats, GreedyAnswer
+from laco_export.job import (
+    CardFacts,
+    ExportJob,
+    ModelSize,
+    Modules,
+    ParitySample,
+    VariantSource,
+)
+from laco_export.parity.plan import ParityPlan, check_images, plan_for
+from laco_export.protocols import ImageEncoder
+from laco_export.targets import TargetOptions
 from laco_runtimes.bundle import check_replaceable
 from laco_runtimes.errors import CheckpointError, ExportError
+from laco_runtimes.images import ImageSource
 from laco_runtimes.manifest import MAIN_VARIANT, LanguageFacts, MergerFacts, VisionFacts
 
 COPIED_FILES = (
@@ -41,49 +59,82 @@ def export_checkpoint(
     *,
     target: str,
     parity_samples: Sequence[ParitySample],
-    precision: str = "fp32",
+    precision: str = "exact",
+    vision_precision: str | None = None,
+    llm_precision: str | None = None,
     baselines: Sequence[str] = (),
+    calibration: Sequence[ImageSource] = (),
+    options: TargetOptions | None = None,
+    keep_source: bool = False,
+    plan: ParityPlan | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Export a checkpoint folder as a bundle.
+
+    A model of more than 1 GB is loaded, compiled and compared in processes of their own. A script
+    that exports one must therefore keep its own work below `if __name__ == "__main__":`.
 
     Args:
         checkpoint: folder that `laco train` or `laco init` wrote.
         out: folder of the bundle; an older bundle there is replaced.
         target: name of an engine, a key of `laco_export.targets.TARGETS`.
-        parity_samples: images and prompts on which the engine is compared with PyTorch.
-        precision: of the weights.
+        parity_samples: images and prompts on which the engine is compared with PyTorch; none at all
+            seals the bundle as unverified.
+        precision: of both halves of the model, or a preset: `exact`, `fast`.
+        vision_precision: of the vision encoder, instead.
+        llm_precision: of the language model, instead.
         baselines: names in `BASELINES`, to measure against.
+        calibration: images to calibrate activations on; those of `parity_samples` by default.
+        options: further layouts, context and decoder flavour.
+        keep_source: leave the fp32 graphs in the bundle also where the engine does not load them.
+        plan: how much is compared; by the size of the model by default.
         progress: told of every step.
 
     Raises:
         CheckpointError: the folder is no checkpoint, or lacks a file.
         LacoError: all that `laco_export.exporter.export_bundle` raises.
     """
-    check_target(target, precision)  # before a large model is read
-    check_samples(parity_samples)
+    # Before anything large is read.
+    row = check_target(target)
+    row.precisions.candidates(precision, vision_precision, llm_precision)
+    options = options or TargetOptions()
+    row.check_options(options)
+    check_images(sum(not one.adversarial for one in parity_samples), plan or ParityPlan())
     check_replaceable(Path(out))
     for name in baselines:
         choose("baseline", name, BASELINES)
     job = build_job(
-        load_checkpoint(checkpoint),
+        open_checkpoint(checkpoint),
         target=target,
         parity_samples=parity_samples,
         precision=precision,
         baselines=baselines,
+        plan=plan,
+    )
+    job = replace(
+        job,
+        vision_precision=vision_precision,
+        llm_precision=llm_precision,
+        options=options,
+        keep_source=keep_source,
+        calibration=tuple(calibration),
     )
     return export_bundle(job, Path(out), progress)
 
 
 def build_job(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | CheckpointFacts,
     *,
     target: str,
     parity_samples: Sequence[ParitySample],
-    precision: str = "fp32",
+    precision: str = "exact",
     baselines: Sequence[str] = (),
+    plan: ParityPlan | None = None,
 ) -> ExportJob:
-    """Take a checkpoint apart for the exporter. The modules are shared with it, not copied.
+    """The facts of a checkpoint for the exporter, and how its modules are loaded.
+
+    Those of a `Checkpoint` are shared with it, not copied; of mere facts they are read anew, in
+    whichever process needs them.
 
     Raises:
         ArgumentError: an unknown baseline.
@@ -91,12 +142,13 @@ def build_job(
         ExportError: a language model with attention that is not exported, or a layout of images
             that a bundle does not have.
     """
-    config, model = checkpoint.config, checkpoint.model.float().eval()
+    config = checkpoint.config
     _check_images(config)
-    variants = [_as_trained(config, model)]
-    for name in dict.fromkeys(baselines):
-        variants.append(choose("baseline", name, BASELINES)(config, model))
+    names = tuple(dict.fromkeys(baselines))
+    variants = [_as_trained(config)]
+    variants += [choose("baseline", name, BASELINES)(config) for name in names]
     language, theta = _language_facts(config)
+    size = _size(config)
     return ExportJob(
         target=target,
         precision=precision,
@@ -109,127 +161,51 @@ def build_job(
             patch_size=square_side(config.vision.patch_size),
         ),
         language=language,
-        body=model.model.language_model,
-        head=model.lm_head,
+        size=size,
         rope_theta=theta,
-        reference=TorchReference(model),
+        load=partial(
+            _modules_of if isinstance(checkpoint, Checkpoint) else load_modules,
+            checkpoint if isinstance(checkpoint, Checkpoint) else checkpoint.root,  # type: ignore[arg-type]
+            names,
+        ),
         preprocessing=checkpoint.preprocessing,
         prompt=checkpoint.template,
         files=_files(checkpoint.root),
         parity_samples=tuple(parity_samples),
+        plan=plan or plan_for(size.total),
         card=_card(checkpoint),
         versions={"transformers": transformers.__version__},
     )
 
 
-class TorchReference:
-    """The model itself, asked through its own public methods.
+def load_modules(root: Path, baselines: Sequence[str]) -> Modules:
+    """Read a checkpoint and take it apart.
 
-    Args:
-        model: in evaluation mode.
+    Raises:
+        CheckpointError: the weights cannot be read.
     """
-
-    def __init__(self, model: LacoForConditionalGeneration) -> None:
-        self._model = model
-
-    def image_features(self, pixel_values: Floats) -> Floats:
-        """[tiles, 3, S, S] -> [tiles, N', D]."""
-        with torch.no_grad():
-            features = self._model.get_image_features(torch.from_numpy(pixel_values))
-        return features.numpy()
-
-    def prefill_logits(self, pixel_values: Floats, ids: list[int]) -> Floats:
-        """Logits after the whole prompt, [V]."""
-        with torch.no_grad():
-            output = self._model(
-                input_ids=torch.tensor([ids]),
-                pixel_values=torch.from_numpy(pixel_values),
-                logits_to_keep=1,
-            )
-        return output.logits[0, -1].numpy()  # type: ignore[no-any-return]
-
-    def greedy(self, pixel_values: Floats, ids: list[int], max_new_tokens: int) -> GreedyAnswer:
-        """transformers' own `generate`, past stop tokens, with the gap of the best two logits."""
-        prompt = torch.tensor([ids])
-        model: Any = self._model  # `generate` is typed for other classes
-        with unwarned():  # it warns, for every image, that nothing will stop it
-            output = model.generate(
-                input_ids=prompt,
-                attention_mask=torch.ones_like(prompt),
-                pixel_values=torch.from_numpy(pixel_values),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=-1,  # no token has it, so nothing ends the answer early
-                pad_token_id=0,  # never used
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-        best = torch.cat(output.logits).topk(2).values  # [new tokens, 2]
-        return GreedyAnswer(
-            tokens=tuple(output.sequences[0, len(ids) :].tolist()),
-            margins=tuple((best[:, 0] - best[:, 1]).tolist()),
-        )
+    return _modules_of(load_checkpoint(root), baselines)
 
 
-class BaselineEncoder(nn.Module):
-    """The trained encoder without the mergers inside it, and those given behind it.
-
-    Args:
-        config: of the trained model.
-        model: whose weights are used, and shared.
-        mergers: applied in order after the encoder's final norm.
-    """
-
-    def __init__(
-        self, config: LacoConfig, model: LacoForConditionalGeneration, mergers: Sequence[nn.Module]
-    ) -> None:
-        super().__init__()
-        plain = LacoConfig.from_dict({**config.to_dict(), "mergers": []})
-        with torch.device("meta"):  # no memory: the tower is the trained one
-            self.encoder = LacoVisionEncoder(plain)
-        self.encoder.tower = model.model.vision_encoder.tower
-        self.mergers = nn.ModuleList(mergers)
-        self.projector = model.model.projector
-
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """[tiles, 3, S, S] -> [tiles, N', D]."""
-        tokens = self.encoder(pixel_values)  # [tiles, N, C]
-        for merger in self.mergers:
-            tokens = merger(tokens)
-        return self.projector(tokens)  # type: ignore[no-any-return]
+def _modules_of(checkpoint: Checkpoint, baselines: Sequence[str]) -> Modules:
+    config, model = checkpoint.config, checkpoint.model.float().eval()
+    encoders: dict[str, ImageEncoder] = {MAIN_VARIANT: model}
+    encoders |= {name: baseline_encoder(name, config, model) for name in baselines}
+    processor = LacoProcessor.from_pretrained(checkpoint.root, local_files_only=True)
+    return Modules(
+        encoders=encoders,
+        body=model.model.language_model,
+        head=model.lm_head,
+        reference=TorchReference(model, processor.image_processor),
+    )
 
 
-def _as_trained(config: LacoConfig, model: LacoForConditionalGeneration) -> VariantSource:
+def _as_trained(config: LacoConfig) -> VariantSource:
     mergers = tuple(
         MergerFacts(kind=one.kind, after_block=one.after_block, ratio=one.ratio)
         for one in config.merger_specs
     )
-    return VariantSource(MAIN_VARIANT, model, mergers, config.merged_grid)
-
-
-def _uncompressed(config: LacoConfig, model: LacoForConditionalGeneration) -> VariantSource:
-    """No merger at all: every patch reaches the language model."""
-    return VariantSource("uncompressed", BaselineEncoder(config, model, ()), (), config.patch_grid)
-
-
-def _external(config: LacoConfig, model: LacoForConditionalGeneration) -> VariantSource:
-    """The same mergers behind the encoder: as few tokens in the end, none saved on the way."""
-    inside = model.model.vision_encoder.mergers
-    specs = config.merger_specs
-    moved = BaselineEncoder(config, model, [inside[str(one.after_block)] for one in specs])
-    blocks = config.vision.num_hidden_layers
-    mergers = tuple(
-        MergerFacts(kind=one.kind, after_block=blocks, ratio=one.ratio) for one in specs
-    )
-    return VariantSource("external", moved, mergers, config.merged_grid)
-
-
-BASELINES: dict[str, Callable[[LacoConfig, LacoForConditionalGeneration], VariantSource]] = {
-    "uncompressed": _uncompressed,
-    "external": _external,
-}
-"""What `laco bench` compares with. They share the language model and all weights, and were not
-trained this way: right about time, not words."""
+    return VariantSource(MAIN_VARIANT, mergers, config.merged_grid)
 
 
 def _check_images(config: LacoConfig) -> None:
@@ -239,6 +215,23 @@ def _check_images(config: LacoConfig) -> None:
             "the model cuts an image into tiles or ends it with image_newline, which a bundle does "
             "not do yet. Train with `--set image_mode=square image_newline=false`."
         )
+
+
+def _size(config: LacoConfig) -> ModelSize:
+    """Numbers of weights, from a model without memory."""
+    with torch.device("meta"):
+        model = LacoForConditionalGeneration(config)
+
+    def count(module: nn.Module) -> int:
+        return sum(weight.numel() for weight in module.parameters())
+
+    body = model.model.language_model
+    embedding = count(body.embed_tokens)
+    return ModelSize(
+        vision_encoder=count(model.model.vision_encoder) + count(model.model.projector),
+        embed_tokens=embedding,
+        decoder=count(body) - embedding + count(model.lm_head),
+    )
 
 
 def _language_facts(config: LacoConfig) -> tuple[LanguageFacts, float]:
@@ -278,7 +271,7 @@ def _files(root: Path) -> dict[str, Path]:
     return files
 
 
-def _card(checkpoint: Checkpoint) -> CardFacts:
+def _card(checkpoint: Checkpoint | CheckpointFacts) -> CardFacts:
     """What the checkpoint's README states about its origin; the configuration may name base models.
 
     Raises:
@@ -305,4 +298,9 @@ def _card(checkpoint: Checkpoint) -> CardFacts:
     )
 
 
-__all__ = ["BASELINES", "BaselineEncoder", "TorchReference", "build_job", "export_checkpoint"]
+__all__ = [
+    "BASELINES",
+    "build_job",
+    "export_checkpoint",
+    "load_modules",
+]

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -17,14 +18,20 @@ from laco_deploy.exporting import BASELINES, export_checkpoint
 from laco_deploy.model import LacoConfig, LacoForConditionalGeneration
 from laco_deploy.model.checkpoint import save_checkpoint
 from laco_deploy.training.tokenizer import IMAGE_TOKEN, train_tokenizer
-from laco_export import exporter
+from laco_export import stages
 from laco_export.exporter import ExportResult
 from laco_export.job import ParitySample
-from laco_export.parity import MIN_IMAGES
+from laco_export.onnx_writer import write_graph
+from laco_export.parity.plan import ParityPlan
 from laco_runtimes.graphs import GraphSpec
 from laco_runtimes.images import Preprocessing
 
 IMAGE_SIZE = 56
+
+IMAGES = 8
+PLAN = ParityPlan(min_images=IMAGES, tokens=16, pytorch=4)
+"""Less than an export compares by default: random weights have no rare cases to find."""
+
 PROMPTS = ("What is it?", "How many dots are there in the picture?", "Name the colour.", "Where?")
 
 # Wide enough for the two best logits to be apart: with random weights as small as those a training
@@ -46,7 +53,7 @@ def random_config(*, blocks: int = 3, layers: int = 2, vocab_size: int = 320) ->
         },
         text_config={
             "model_type": "qwen2",
-            "hidden_size": 48,
+            "hidden_size": 64,  # heads of 16, the least that GroupQueryAttention rotates
             "num_hidden_layers": layers,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
@@ -87,7 +94,7 @@ def make_random_checkpoint(folder: Path, seed: int = 1) -> Path:
     return folder
 
 
-def random_samples(count: int = MIN_IMAGES, seed: int = 0) -> list[ParitySample]:
+def random_samples(count: int = IMAGES, seed: int = 0) -> list[ParitySample]:
     """Colour gradients with noise, no two alike, none of the encoder's own size."""
     random = np.random.default_rng(seed)
     across, down = np.meshgrid(np.linspace(0, 1, 70), np.linspace(0, 1, 64))
@@ -108,31 +115,54 @@ def export_random_bundle(
     *,
     baselines: Sequence[str] = (),
     graphs_of: Path | None = None,
+    **options: Any,
 ) -> ExportResult:
     """Export a checkpoint that `make_random_checkpoint` wrote.
 
     Args:
-        graphs_of: a bundle of the same checkpoint whose ONNX graphs are taken over; they are the
-            same for every target, and tracing them again takes seconds.
+        graphs_of: for `reused_graphs`.
+        **options: further arguments of `export_checkpoint`.
     """
+    arguments = {"parity_samples": random_samples(), "plan": PLAN, **options}
     with reused_graphs(graphs_of) if graphs_of else nullcontext():
-        return export_checkpoint(
-            checkpoint, out, target=target, parity_samples=random_samples(), baselines=baselines
-        )
+        return export_checkpoint(checkpoint, out, target=target, baselines=baselines, **arguments)
 
 
 @contextmanager
-def reused_graphs(bundle: Path) -> Iterator[None]:
-    """While this is open, exports copy the ONNX graphs of `bundle` where they would trace."""
+def reused_graphs(source: Path) -> Iterator[None]:
+    """While this is open, exports copy ONNX graphs of the same checkpoint where they would trace.
 
-    def copy_graph(module: nn.Module, spec: GraphSpec, folder: Path, **_: object) -> Path:
+    Args:
+        source: folder of graphs, `RandomBundles.graphs`, or a bundle of a `RandomBundles`. What is
+            not there yet is traced, and put there.
+    """
+    store = source.parent / "graphs" if (source / "laco.json").exists() else source
+
+    def copy_graph(
+        module: nn.Module, spec: GraphSpec, folder: Path, *, stem: str | None = None, **how: Any
+    ) -> Path:
         inside = Path("onnx") if folder.name == "onnx" else Path("baseline") / folder.name
-        folder.mkdir(parents=True, exist_ok=True)
-        for suffix in (".onnx", ".onnx.data"):
-            shutil.copyfile(bundle / inside / (spec.name + suffix), folder / (spec.name + suffix))
-        return folder / f"{spec.name}.onnx"
+        kept, name = store / inside, stem or spec.name
+        # A flavour shares the weights of another graph, and may have added to their file.
+        files = [
+            f"{name}.onnx",
+            f"{how['share'].name if how.get('share') else f'{name}.onnx'}.data",
+        ]
+        static = [one for tensor in spec.inputs for one in tensor.dims if isinstance(one, int)]
+        mark = kept / f"{name}.{'-'.join(map(str, static[-1:]))}"  # the capacity of a cache
+        if mark.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in files:
+                shutil.copyfile(kept / file, folder / file)
+            return folder / files[0]
+        path = write_graph(module, spec, folder, stem=stem, **how)
+        kept.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.copyfile(folder / file, kept / file)
+        mark.touch()
+        return path
 
-    with mock.patch.object(exporter, "write_graph", copy_graph):
+    with mock.patch.object(stages, "write_graph", copy_graph):
         yield
 
 
@@ -140,23 +170,23 @@ class RandomBundles:
     """Bundles of one random checkpoint, with all baselines; each is made when first asked for.
 
     `bundles("openvino")` is the folder of the bundle, `bundles.results["openvino"]` what its export
-    returned, `bundles.checkpoint` where all of them come from.
+    returned, `bundles.checkpoint` where all of them come from, `bundles.graphs` their fp32 graphs.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.checkpoint = make_random_checkpoint(folder / "checkpoint")
+        self.graphs = folder / "graphs"
         self.results: dict[str, ExportResult] = {}
 
     def __call__(self, target: str) -> Path:
         """The bundle for a target. Tests must not change it."""
         if target not in self.results:
-            others = (result.path for result in self.results.values())
             self.results[target] = export_random_bundle(
                 self.checkpoint,
                 self._folder / target,
                 target,
                 baselines=tuple(BASELINES),
-                graphs_of=next(others, None),
+                graphs_of=self.graphs,
             )
         return self.results[target].path

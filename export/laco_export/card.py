@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from laco_export.job import CardFacts
-from laco_export.parity import ParityReport
-from laco_runtimes.manifest import BundleFacts, Variant
+from laco_export.parity.measures import MEASURES
+from laco_export.parity.verdict import STAGES, figure
+from laco_runtimes.manifest import BundleFacts, Parity, Variant
 
 NOT_STATED = "not stated"
 
 
-def model_card(card: CardFacts, facts: BundleFacts, report: ParityReport) -> str:
+def model_card(card: CardFacts, facts: BundleFacts) -> str:
     """Markdown with the front matter of a Hugging Face model card."""
     sections = (
         _front_matter(card),
         _summary(card, facts),
         _run(facts),
-        _parity(facts, report),
+        _parity(facts),
         _origin(card, facts),
     )
     return "\n".join(sections)
@@ -92,22 +93,66 @@ print(Pipeline(".").chat("photo.jpg", "What is in the image?"))
 """
 
 
-def _parity(facts: BundleFacts, report: ParityReport) -> str:
+def _parity(facts: BundleFacts) -> str:
+    if facts.parity is None:
+        return f"""## Parity with PyTorch
+
+Unverified: {facts.unverified}. The engine compares itself with stored answers of the model where
+`selftest.npz` is in the bundle: `laco verify . --run`.
+"""
     found = facts.parity
-    ties = "".join(f"\n* {sentence[0].upper()}{sentence[1:]}" for sentence in report.ties)
+    legend = "\n".join(
+        f"* `{stage}`: {text.format(target=facts.target)}" for stage, text in STAGES.items()
+    )
+    rows = "\n".join(f"| {' | '.join(row)} |" for row in parity_rows(found))
     return f"""## Parity with PyTorch
 
-Measured on {facts.target} {facts.versions[facts.target]} at export, on {found.images} images.
+Measured on {facts.target} {facts.versions.get(facts.target.replace("-", "_"), "")} at export, on
+{found.images} images ({found.adversarial_images} of them adversarial) and {found.prompts} prompts;
+answers of {found.greedy_tokens} tokens about {found.answered_images} images.
 
-| comparison | found |
-|---|---|
-| cosine of a visual token, least | {found.visual_token_cosine_min:.7f} |
-| cosine of a visual token, mean | {found.visual_token_cosine_mean:.7f} |
-| logits after the prompt, largest difference | {found.logits_max_abs_difference:.2e} |
-| greedy continuations of {found.greedy_tokens} tokens, identical | \
-{found.greedy_identical} of {found.images} |
-{ties}
-"""
+| stage | figure | found | asked for | |
+|---|---|---|---|---|
+{rows}
+
+{found.greedy_identical} of {found.answered_images} greedy answers are identical, token for token.
+{_ties(found)}
+{legend}
+{_noise(found)}"""
+
+
+def parity_rows(parity: Parity) -> list[tuple[str, str, str, str, str]]:
+    """Stage, figure, what was found, what was asked for, and the verdict, for a table."""
+    return [
+        (
+            check.stage,
+            MEASURES.get(check.measure, check.measure),
+            figure(check.found),
+            "-" if check.limit is None else f"{check.wanted} {figure(check.limit)}",
+            "" if check.limit is None else ("met" if check.met else "missed"),
+        )
+        for check in parity.checks
+    ]
+
+
+def _ties(parity: Parity) -> str:
+    if not parity.ties:
+        return ""
+    return (
+        f"At {parity.ties} positions the likeliest token is another where the reference's best two "
+        "are as good as equal; these count as agreement.\n"
+    )
+
+
+def _noise(parity: Parity) -> str:
+    if parity.noise is None:
+        return ""
+    return (
+        "\nThe fp32 graphs asked twice differ by at most "
+        f"{figure(parity.noise.repeated_logits)} in a logit, and with one thread by "
+        f"{figure(parity.noise.threads_logits)} (cosine of a visual token at least "
+        f"{figure(parity.noise.threads_cosine_min)}): less says nothing.\n"
+    )
 
 
 def _origin(card: CardFacts, facts: BundleFacts) -> str:
@@ -120,4 +165,4 @@ def _origin(card: CardFacts, facts: BundleFacts) -> str:
 """
 
 
-__all__ = ["model_card"]
+__all__ = ["model_card", "parity_rows"]

@@ -2,46 +2,55 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
+import logging
 import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
-from laco_export import parity
+from laco_export.calibration import calibration_images, write_calibration
 from laco_export.card import model_card
 from laco_export.choices import choose
-from laco_export.graphs import DecoderGraph, EmbedGraph, VisionGraph
-from laco_export.job import ExportJob, VariantSource
-from laco_export.onnx_writer import ENCODER_OPS, write_graph
-from laco_export.parity import ParityReport
-from laco_export.targets import TARGETS, CompileRequest, TargetType
-from laco_runtimes import graphs
+from laco_export.job import ExportJob
+from laco_export.memory import LARGE_BYTES, available_bytes, forecast, readable
+from laco_export.parity import questions
+from laco_export.parity.plan import check_images
+from laco_export.parity.reference import ReferenceResult
+from laco_export.parity.selftest import write_selftest
+from laco_export.precision import Precisions
+from laco_export.processes import StageRunner
+from laco_export.progress import Progress, Watch, silent, stage
+from laco_export.prune import prune_sources, remove_all_but
+from laco_export.stages import (
+    ask_source,
+    compare,
+    compile_module,
+    compile_request,
+    write_graphs,
+)
+from laco_export.targets import TARGETS, FinishRequest, TargetOptions, TargetType
+from laco_export.versions import own_version, package_versions
 from laco_runtimes.bundle import check_replaceable, open_bundle, replace_folder, seal_bundle
-from laco_runtimes.engines import load_engine
-from laco_runtimes.engines.base import LoadedEngine, LoadRequest
-from laco_runtimes.errors import ExportError, MissingPackageError
-from laco_runtimes.graphs import GraphSpec
+from laco_runtimes.errors import MissingPackageError, ParityError
+from laco_runtimes.graphs import DecoderForm
 from laco_runtimes.manifest import (
+    FORMAT_VERSION,
     MAIN_VARIANT,
     TOKENIZER_NAME,
     BundleFacts,
     EngineFacts,
     Manifest,
+    Parity,
     Variant,
 )
+from laco_runtimes.workfolder import work_folder
 
-Progress = Callable[[str, int, int], None]
-"""Called with the stage under way, and how many steps of how many are done."""
+logger = logging.getLogger("laco")
 
 CARD_NAME = "README.md"
+
+NOT_ASKED = "no images were compared, as was asked at export"
+"""Why a bundle of an export without parity images is unverified."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +59,14 @@ class ExportResult:
 
     path: Path
     manifest: Manifest
-    parity: ParityReport
     seconds: dict[str, float]
     """Time of every stage."""
+    peak_bytes: dict[str, int]
+    """Most memory of the process that ran each stage; one process for all of a small model."""
+    passed_over: tuple[str, ...] = ()
+    """What a preset tried before, and how it missed."""
+    calibrated: int = 0
+    """Images that activations were calibrated on."""
 
     @property
     def size_bytes(self) -> int:
@@ -72,187 +86,224 @@ def export_bundle(job: ExportJob, out: Path, progress: Progress | None = None) -
         progress: told of every step.
 
     Raises:
-        ArgumentError: an unknown target or precision, too few parity samples, or an `out` that
-            exists and is not a bundle.
-        MissingPackageError: the target's package is not installed.
+        ArgumentError: an unknown target, precision or option, too few parity samples, or an `out`
+            that exists and is not a bundle.
+        MissingPackageError: a package is not installed.
         ExportError: a graph cannot be written or compiled.
         ParityError: the engine does not answer as PyTorch does.
         EngineError: the engine cannot run the graphs here.
+        DiskFullError: no room for the bundle.
     """
-    target = check_target(job.target, job.precision)
-    parity.check_samples(job.parity_samples)
+    target = check_target(job.target)
+    candidates = target.precisions.candidates(
+        job.precision, job.vision_precision, job.llm_precision
+    )
+    target.check_options(job.options)
+    check_images(sum(not one.adversarial for one in job.parity_samples), job.plan)
     out = out.resolve()
     check_replaceable(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    steps = 2 * (len(job.variants) + 2) + len(job.parity_samples) + len(job.variants)
-    watch = _Watch(progress or _silent, steps)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        folder.chmod(0o755)
-        for name, source in job.files.items():
-            shutil.copyfile(source, folder / name)
-        questions = parity.prepare(job, folder / TOKENIZER_NAME)
-        facts, variants = _write_graphs(job, target, folder, watch)
-        report = _check_parity(job, folder, facts, variants, questions, watch)
-        with watch.stage("seal"):
-            sealed = BundleFacts(
-                **facts.model_dump(),
-                format_version=1,
-                created_by=f"laco-deploy {_own_version()}",
-                preprocessing=job.preprocessing,
-                prompt=job.prompt,
-                variants=variants,
-                parity=report.parity,
-                versions={**_versions(target), **job.versions},
-            )
-            (folder / CARD_NAME).write_text(model_card(job.card, sealed, report), encoding="utf-8")
-            seal_bundle(folder, sealed)
-            manifest = open_bundle(folder).manifest
-            replace_folder(folder, out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return ExportResult(out, manifest, report, watch.seconds)
+    # The fp32 graphs, and what is compiled from them.
+    needed = 2 * 4 * job.size.total
+    with work_folder(out, needed_bytes=needed) as root:
+        work = root.with_name("work")  # thrown away with the folder around both
+        work.mkdir()
+        return _Export(job, target, root, work, progress or silent).run(candidates, out)
 
 
-def check_target(name: str, precision: str) -> TargetType:
+def check_target(name: str) -> TargetType:
     """The target of that name, ready to be used.
 
     Raises:
-        ArgumentError: an unknown target, or a precision it has not.
-        MissingPackageError: its package is not installed.
+        ArgumentError: an unknown target.
+        MissingPackageError: its package is not installed, or the one of the reference.
     """
     target = choose("target", name, TARGETS)
-    target.precisions.candidates(precision)
-    if importlib.util.find_spec(target.package) is None:
-        raise MissingPackageError(target.package, target.extra)
+    for package, extra in ((target.package, target.extra), ("onnxruntime", "export")):
+        if importlib.util.find_spec(package) is None:
+            raise MissingPackageError(package, extra)
     return target
 
 
-def _write_graphs(
-    job: ExportJob, target: TargetType, folder: Path, watch: _Watch
-) -> tuple[EngineFacts, tuple[Variant, ...]]:
-    """Write and compile every graph; what the engine loads comes back as facts."""
+class _Export:
+    """One export under way.
 
-    def make(module: nn.Module, spec: GraphSpec, where: str, label: str) -> str:
-        allowed = ENCODER_OPS if isinstance(module, VisionGraph) else None
-        with watch.stage(f"write {label}"):
-            path = write_graph(module, spec, folder / where, allowed_ops=allowed)
-        onnx = path.relative_to(folder).as_posix()
-        with watch.stage(f"compile {label}"):
-            return target.compile(
-                CompileRequest(
-                    root=folder,
-                    onnx=onnx,
-                    spec=spec,
-                    language=job.language,
-                    vision=job.vision,
-                    precision=job.precision,
-                )
+    Args:
+        job: what to export.
+        target: what for.
+        root: the bundle that is being written.
+        work: answers and pixels; thrown away.
+        progress: told of every step.
+    """
+
+    def __init__(
+        self, job: ExportJob, target: TargetType, root: Path, work: Path, progress: Progress
+    ) -> None:
+        self.job, self.target, self.root, self.work = job, target, root, work
+        self.unverified = target.check_runs() if job.parity_samples else NOT_ASKED
+        self.calibrated = 0
+        self.watch = Watch(progress, self._steps())
+        large = 4 * job.size.total > LARGE_BYTES
+        self.runner = StageRunner(self.watch, large if job.apart is None else job.apart)
+
+    def run(self, candidates: tuple[Precisions, ...], out: Path) -> ExportResult:
+        """All stages, in order."""
+        job, root, work = self.job, self.root, self.work
+        self._foretell()
+        for name, source in job.files.items():
+            shutil.copyfile(source, root / name)
+        asked = None
+        if job.parity_samples:
+            asked = questions.prepare(job, root / TOKENIZER_NAME, work / "squares.npy")
+        form = self.target.form(candidates[0], job.language, job.options)
+        written = self.runner.run("graphs", write_graphs, job, form, root, work, asked)
+        reference = None
+        if asked is not None and written is not None:
+            reference = self.runner.run("reference", ask_source, asked, root, written, work)
+        facts, variants, parity, passed_over = self._try(candidates, asked, reference)
+        with stage(self.watch, "seal"):
+            if asked is not None and reference is not None:
+                write_selftest(root, asked, reference.answers, _precisions(facts))
+            if not job.keep_source:
+                prune_sources(root, facts, variants)
+            sealed = BundleFacts(
+                **facts.model_dump(),
+                format_version=FORMAT_VERSION,
+                created_by=f"laco-deploy {own_version()}",
+                preprocessing=job.preprocessing,
+                prompt=job.prompt,
+                variants=variants,
+                parity=parity,
+                unverified=None if parity else self.unverified,
+                versions={**package_versions(self.target), **job.versions},
+            )
+            (root / CARD_NAME).write_text(model_card(job.card, sealed), encoding="utf-8")
+            seal_bundle(root, sealed)
+            manifest = open_bundle(root).manifest
+            replace_folder(root, out)
+        return ExportResult(
+            *(out, manifest, self.watch.seconds, self.watch.peak_bytes),
+            passed_over=tuple(passed_over),
+            calibrated=self.calibrated,
+        )
+
+    def _steps(self) -> int:
+        job = self.job
+        graphs = len(job.variants) + 2
+        asked = len(job.parity_samples)
+        compared = asked + len(job.variants) - 1 if self.unverified is None else 0
+        reference = asked + min(job.plan.pytorch, asked) + 1 if asked else 0  # 1: ask PyTorch
+        return 2 * graphs + reference + compared + 1
+
+    def _foretell(self) -> None:
+        """Say how much memory it will take, where that is much."""
+        if not self.runner.apart:
+            return
+        expected, available = forecast(self.job), available_bytes()
+        there = "" if available is None else f"; {readable(available)} are available"
+        logger.info("the export will take about %s of memory%s", expected, there)
+        if available is not None and expected.peak > available:
+            logger.warning(
+                "that is more than there is: the system may end the export. Close other programs."
             )
 
-    def encoder(source: VariantSource) -> str:
-        spec = graphs.vision_encoder(
-            job.vision.image_size, source.tokens_per_tile, job.language.hidden_size
+    def _try(
+        self,
+        candidates: tuple[Precisions, ...],
+        asked: questions.QuestionSet | None,
+        reference: ReferenceResult | None,
+    ) -> tuple[EngineFacts, tuple[Variant, ...], Parity | None, list[str]]:
+        """Compile the first candidate that parity allows."""
+        passed_over: list[str] = []
+        before = set(self.root.rglob("*"))
+        for precisions in candidates:
+            facts, variants = self._compile(precisions)
+            if asked is None or reference is None or self.unverified is not None:
+                return facts, variants, None, passed_over
+            try:
+                parity = self.runner.run(
+                    "parity",
+                    compare,
+                    asked,
+                    self.root,
+                    facts,
+                    variants,
+                    precisions,
+                    reference,
+                    self.work,
+                )
+            except ParityError as error:
+                if precisions == candidates[-1]:
+                    raise
+                passed_over.append(f"{precisions}: {error}")
+                logger.info("%s is passed over: %s", precisions, error)
+                remove_all_but(self.root, before)
+            else:
+                return facts, variants, parity, passed_over
+        raise AssertionError("a menu of precisions has at least one candidate")
+
+    def _compile(self, precisions: Precisions) -> tuple[EngineFacts, tuple[Variant, ...]]:
+        """Every graph to what the engine loads."""
+        job, root = self.job, self.root
+        form = self.target.form(precisions, job.language, job.options)
+        calibration = write_calibration(job, precisions, self.work / "calibration.npy")
+        self.calibrated = len(calibration_images(job)) if calibration else 0
+
+        def made(label: str, **what: object) -> str:
+            module = label.partition(" ")[0]
+            request = compile_request(job, precisions, root, module, **what)  # type: ignore[arg-type]
+            return self.runner.run(
+                f"compile {module}", compile_module, self.target.name, request, label
+            )
+
+        variants = tuple(
+            Variant(
+                name=source.name,
+                mergers=source.mergers,
+                merged_grid=source.merged_grid,
+                vision_encoder=made(
+                    "vision_encoder" + ("" if source.name == MAIN_VARIANT else f" ({source.name})"),
+                    source=source,
+                    calibration=calibration,
+                ),
+                latency_only=source.name != MAIN_VARIANT,
+            )
+            for source in job.variants
         )
-        trained = source.name == MAIN_VARIANT
-        where = "onnx" if trained else f"baseline/{source.name}"
-        label = spec.name if trained else f"{spec.name} ({source.name})"
-        return make(VisionGraph(_module(source.encoder)), spec, where, label)
-
-    variants = tuple(
-        Variant(
-            name=source.name,
-            mergers=source.mergers,
-            merged_grid=source.merged_grid,
-            vision_encoder=encoder(source),
-            latency_only=source.name != MAIN_VARIANT,
+        facts = self._facts(precisions, form, made("embed_tokens"), made("decoder", form=form))
+        self.target.finish(
+            FinishRequest(
+                root=root,
+                facts=facts,
+                variants=variants,
+                preprocessing=job.preprocessing,
+                prompt=job.prompt,
+                options=job.options,
+            )
         )
-        for source in job.variants
-    )
-    embedding = graphs.embed_tokens(job.language.hidden_size)
-    decoder = graphs.decoder(job.language)
-    wrapped = DecoderGraph(
-        job.body, job.head, head_dim=job.language.head_dim, rope_theta=job.rope_theta
-    )
-    facts = EngineFacts(
-        target=target.name,
-        precision=dict.fromkeys(("vision_encoder", "embed_tokens", "decoder"), job.precision),
-        language=job.language,
-        vision=job.vision,
-        embed_tokens=make(EmbedGraph(job.body.embed_tokens), embedding, "onnx", embedding.name),
-        decoder=make(wrapped, decoder, "onnx", decoder.name),
-    )
-    return facts, variants
+        return facts, variants
+
+    def _facts(
+        self, precisions: Precisions, form: DecoderForm, embed_tokens: str, decoder: str
+    ) -> EngineFacts:
+        return EngineFacts(
+            target=self.target.name,
+            precision={
+                "vision_encoder": precisions.of("vision_encoder"),
+                "embed_tokens": precisions.of("embed_tokens"),
+                "decoder": precisions.of("decoder"),
+            },
+            language=self.job.language,
+            vision=self.job.vision,
+            embed_tokens=embed_tokens,
+            decoder=decoder,
+            decoder_flavour=form.flavour,
+            cache_dtype=form.cache_dtype,
+            cache_capacity=form.capacity,
+        )
 
 
-def _check_parity(
-    job: ExportJob,
-    folder: Path,
-    facts: EngineFacts,
-    variants: tuple[Variant, ...],
-    questions: list[parity.Question],
-    watch: _Watch,
-) -> ParityReport:
-    def load(variant: Variant) -> LoadedEngine:
-        return load_engine(LoadRequest(folder, facts, variant, job.device))
-
-    with watch.stage("parity", steps=0):
-        report = parity.compare(job, load(variants[0]), questions, watch.step)
-    for source, variant in zip(job.variants[1:], variants[1:], strict=True):
-        with watch.stage(f"parity ({source.name})"):
-            parity.compare_baseline(job, load(variant), source.encoder, questions)
-    return report
+def _precisions(facts: EngineFacts) -> Precisions:
+    return Precisions(facts.precision["vision_encoder"], facts.precision["decoder"])
 
 
-@dataclass(slots=True)
-class _Watch:
-    """Tells the caller where the export stands and notes how long each stage took."""
-
-    progress: Progress
-    total: int
-    done: int = 0
-    name: str = ""
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str, steps: int = 1) -> Iterator[None]:
-        self.name = name
-        self.progress(name, self.done, self.total)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
-        for _ in range(steps):
-            self.step()
-
-    def step(self) -> None:
-        self.done += 1
-        self.progress(self.name, self.done, self.total)
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """Progress for nobody."""
-
-
-def _module(encoder: object) -> nn.Module:
-    if not isinstance(encoder, nn.Module):
-        raise ExportError("an encoder to export must be a torch module. Wrap it in one.")
-    return encoder
-
-
-def _versions(target: TargetType) -> dict[str, str]:
-    # From the modules: the distribution of a package may have another name (onnxruntime-gpu).
-    packages = ("torch", "onnx", "onnxscript", target.package)
-    # Without the build that OpenVINO adds: 2026.4.1-22982-e213a147257-releases/2026/4.
-    return {
-        name: str(importlib.import_module(name).__version__).partition("-")[0] for name in packages
-    }
-
-
-def _own_version() -> str:
-    try:
-        return metadata.version("laco-deploy")
-    except metadata.PackageNotFoundError:  # run from a source tree
-        return "0+source"
-
-
-__all__ = ["ExportResult", "Progress", "check_target", "export_bundle"]
+__all__ = ["ExportResult", "Progress", "TargetOptions", "check_target", "export_bundle"]

@@ -1,17 +1,34 @@
-"""What an export is given: torch modules, facts about them, and samples to check the result on."""
+"""What an export is given: facts about a model, what loads it, and samples to check the result on.
+
+A job holds no weights and can be pickled (where `load` can): a large model is loaded, compiled and
+checked in processes of their own, which give its memory back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
 
+from laco_export.parity.plan import ParityPlan
 from laco_export.protocols import ImageEncoder, LanguageBody, Reference
+from laco_export.targets.base import TargetOptions
 from laco_runtimes.images import ImageSource, Preprocessing
 from laco_runtimes.manifest import LanguageFacts, MergerFacts, VisionFacts
 from laco_runtimes.prompt import PromptTemplate
+
+
+@dataclass(frozen=True, slots=True)
+class Modules:
+    """The model itself: torch modules in float32, in evaluation mode, on the CPU."""
+
+    encoders: Mapping[str, ImageEncoder]
+    """By the name of the variant; each is an `nn.Module`."""
+    body: LanguageBody
+    head: nn.Linear
+    reference: Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +37,6 @@ class VariantSource:
 
     name: str
     """`laco` for the model as trained."""
-    encoder: ImageEncoder
-    """An `nn.Module` in evaluation mode, float32."""
     mergers: tuple[MergerFacts, ...]
     merged_grid: tuple[int, int]
     """(H', W') of the visual tokens of one tile."""
@@ -33,6 +48,21 @@ class VariantSource:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelSize:
+    """Numbers of weights, for a forecast of memory."""
+
+    vision_encoder: int
+    embed_tokens: int
+    decoder: int
+    """With its head, also where that is the matrix of the embeddings."""
+
+    @property
+    def total(self) -> int:
+        """As the three graphs store them."""
+        return self.vision_encoder + self.embed_tokens + self.decoder
+
+
+@dataclass(frozen=True, slots=True)
 class ParitySample:
     """One question on which engine and PyTorch must agree."""
 
@@ -40,6 +70,8 @@ class ParitySample:
     """Names the sample in an error."""
     image: ImageSource
     prompt: str
+    adversarial: bool = False
+    """Blank, noise and the like: nothing the model was trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,32 +88,53 @@ class CardFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportJob:
-    """Everything `export_bundle` needs. Modules are float32, in evaluation mode, on the CPU."""
+    """Everything `export_bundle` needs."""
 
     target: str
     """Name in `laco_export.targets.TARGETS`."""
-    precision: str = "fp32"
-    """Of the weights of all graphs."""
+    precision: str = "exact"
+    """Of both halves of the model, or a name in `laco_export.precision.PRESETS`."""
+    vision_precision: str | None = None
+    """Of the vision encoder, instead."""
+    llm_precision: str | None = None
+    """Of the language model, instead."""
+    options: TargetOptions = field(default_factory=TargetOptions)
     variants: tuple[VariantSource, ...]
     """The model as trained first, then the baselines."""
     vision: VisionFacts
     language: LanguageFacts
-    body: LanguageBody
-    head: nn.Linear
+    size: ModelSize
     rope_theta: float
     """Base of the rotary frequencies."""
-    reference: Reference
+    load: Callable[[], Modules]
+    """Loads the model. For work in other processes it must be picklable: a function of a module, or
+    a `functools.partial` of one."""
     preprocessing: Preprocessing
     prompt: PromptTemplate
     files: Mapping[str, Path]
     """Files to copy, by their name in the bundle; `tokenizer.json` must be among them."""
     parity_samples: tuple[ParitySample, ...]
-    """At least `laco_export.parity.MIN_IMAGES`."""
+    """None at all seals the bundle as unverified."""
+    plan: ParityPlan = field(default_factory=ParityPlan)
+    """How much is compared."""
+    calibration: tuple[ImageSource, ...] = ()
+    """Images to calibrate activations on; those of `parity_samples` where there are none."""
+    keep_source: bool = False
+    """Leave the fp32 graphs in the bundle also where the engine does not load them."""
     card: CardFacts
     versions: Mapping[str, str] = field(default_factory=dict)
     """Packages that made the modules."""
     device: str = "auto"
     """Where parity is measured, in the engine's own words."""
+    apart: bool | None = None
+    """Whether stages run in processes of their own; None: where the model is large."""
 
 
-__all__ = ["CardFacts", "ExportJob", "ParitySample", "VariantSource"]
+__all__ = [
+    "CardFacts",
+    "ExportJob",
+    "ModelSize",
+    "Modules",
+    "ParitySample",
+    "VariantSource",
+]

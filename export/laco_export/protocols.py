@@ -5,7 +5,7 @@ Nothing here knows a checkpoint or a configuration; `laco_deploy.exporting` brin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -66,24 +66,29 @@ class LanguageBody(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GreedyAnswer:
-    """What the reference generates, and how close each choice was."""
+    """What the reference generates, and the logits by which each token was chosen."""
 
     tokens: tuple[int, ...]
     """The answer, and what the model would go on with behind its stop token."""
-    margins: tuple[float, ...]
-    """Best minus second-best logit where each token was chosen."""
+    logits: Floats
+    """[tokens, V]."""
 
 
 class Reference(Protocol):
     """The PyTorch model that an exported engine is compared with."""
 
+    def preprocess(self, image: NDArray[np.uint8]) -> Floats:
+        """An RGB image [H, W, 3] to pixel values [1, 3, S, S], by the checkpoint's processor."""
+
     def image_features(self, pixel_values: Floats) -> Floats:
         """[tiles, 3, S, S] -> [tiles, N', D]."""
 
-    def prefill_logits(self, pixel_values: Floats, ids: list[int]) -> Floats:
-        """Logits after the whole prompt, [V]."""
+    def logits_at(
+        self, pixel_values: Floats, ids: Sequence[int], positions: Sequence[int]
+    ) -> Floats:
+        """Logits at some positions of one pass over all of `ids`, [positions, V]."""
 
-    def greedy(self, pixel_values: Floats, ids: list[int], max_new_tokens: int) -> GreedyAnswer:
+    def greedy(self, pixel_values: Floats, ids: Sequence[int], max_new_tokens: int) -> GreedyAnswer:
         """The free greedy continuation of a prompt, of full length: stop tokens do not end it."""
 
 

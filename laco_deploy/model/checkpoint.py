@@ -51,15 +51,22 @@ class Checkpoint:
         return self.root / "tokenizer.json"
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a folder that `save_checkpoint` or transformers' `save_pretrained` wrote.
+@dataclass(frozen=True, slots=True)
+class CheckpointFacts:
+    """A checkpoint folder that was looked through, its weights left on the disk."""
 
-    Only safetensors are read, only from this folder, and no code in it is run.
+    root: Path
+    config: LacoConfig
+    preprocessing: Preprocessing
+    template: PromptTemplate
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointFacts:
+    """Read all of a checkpoint but its weights; their names and shapes are checked.
 
     Raises:
-        CheckpointNotFoundError: no folder, or no `config.json` in it.
-        CheckpointError: weights damaged, or not those of the configuration; no tokenizer, or no
-            image mean and std.
+        CheckpointNotFoundError: as `load_checkpoint`.
+        CheckpointError: as `load_checkpoint`.
     """
     root = Path(path)
     if not (root / "config.json").is_file():
@@ -78,13 +85,28 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         )
     preprocessing = _read_preprocessing(root, config.image_size)
     _check_weights(root, config)
-    model = _read_model(root, config)
     tokenizer = load_tokenizer(root / "tokenizer.json")
+    return CheckpointFacts(
+        root, config, preprocessing, chatml(tokenizer, image_token_id=config.image_token_id)
+    )
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a folder that `save_checkpoint` or transformers' `save_pretrained` wrote.
+
+    Only safetensors are read, only from this folder, and no code in it is run.
+
+    Raises:
+        CheckpointNotFoundError: no folder, or no `config.json` in it.
+        CheckpointError: weights damaged, or not those of the configuration; no tokenizer, or no
+            image mean and std.
+    """
+    facts = open_checkpoint(path)
     return Checkpoint(
-        root=root,
-        model=model.eval(),
-        preprocessing=preprocessing,
-        template=chatml(tokenizer, image_token_id=config.image_token_id),
+        root=facts.root,
+        model=_read_model(facts.root, facts.config).eval(),
+        preprocessing=facts.preprocessing,
+        template=facts.template,
     )
 
 
@@ -290,8 +312,10 @@ def _read_preprocessing(root: Path, image_size: int) -> Preprocessing:
 
 __all__ = [
     "Checkpoint",
+    "CheckpointFacts",
     "check_replaceable",
     "load_checkpoint",
+    "open_checkpoint",
     "quiet_transformers",
     "read_config",
     "save_checkpoint",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -12,10 +12,13 @@ from laco_runtimes.prompt import PromptTemplate
 
 MANIFEST_NAME = "laco.json"
 TOKENIZER_NAME = "tokenizer.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 2
 MAIN_VARIANT = "laco"
 
+FlavourName = Literal["stateful", "static", "contrib", "concat"]
+CacheDType = Literal["float32", "float16", "bfloat16"]
 Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # One flat rule for every path in a bundle: relative, plain names, no way up or out.
 RelativePath = Annotated[
@@ -90,17 +93,98 @@ class Variant(_Strict):
         return self.merged_grid[0] * self.merged_grid[1]
 
 
+class Noise(_Strict):
+    """How far the reference is from itself: the same question again, and with another number of
+    threads. Smaller differences of an engine say nothing."""
+
+    repeated_logits: NotNegative
+    """Largest absolute difference of a logit when asked twice."""
+    threads_logits: NotNegative
+    """The same with one thread."""
+    threads_cosine_min: float
+    """Least cosine of a visual token with one thread."""
+
+
+class Check(_Strict):
+    """One figure of the comparison, and what was asked of it."""
+
+    stage: Literal["preprocessing", "onnx", "vision_encoder", "language"]
+    """Where it was measured: `preprocessing` against the processor of the checkpoint, `onnx` the
+    fp32 graphs against PyTorch, the other two the target engine against the fp32 graphs."""
+    measure: str
+    """A key of `laco_export.parity.measures.MEASURES`."""
+    found: float
+    wanted: Literal["at least", "at most", "report"]
+    limit: float | None = None
+    """None where the figure is only reported."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.limit is None) != (self.wanted == "report"):
+            raise ValueError(f"{self.measure}: a limit and how it is meant belong together")
+        return self
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure is as asked; one that is not a number never is."""
+        if self.limit is None:
+            return True
+        if self.wanted == "at least":
+            return self.found >= self.limit
+        return self.found <= self.limit
+
+
 class Parity(_Strict):
-    """What the export's comparison with PyTorch found, on the target engine."""
+    """What the export's comparison found, on the target engine."""
 
     images: Count
-    visual_token_cosine_min: float
-    visual_token_cosine_mean: float
-    logits_max_abs_difference: float
+    """Images whose visual tokens were compared."""
+    adversarial_images: Annotated[int, Field(ge=0)]
+    """Of these: blank, noise, tiny text, extreme shapes."""
+    prompts: Count
+    answered_images: Count
+    """Images behind which logits and an answer were compared."""
     greedy_tokens: Count
-    """Tokens compared per image, past any stop token; fewer where the context ends."""
-    greedy_identical: int
-    """Images whose free greedy answer is PyTorch's, token for token."""
+    """Tokens compared per answer, past any stop token; fewer where the context ends."""
+    greedy_identical: Annotated[int, Field(ge=0)]
+    """Answers that are the reference's, token for token."""
+    ties: Annotated[int, Field(ge=0)]
+    """Positions with another likeliest token where the reference's best two were as good as equal.
+    They count as agreement."""
+    checks: tuple[Check, ...]
+    noise: Noise | None = None
+    """None where it was not measured."""
+
+    def found(self, stage: str, measure: str) -> float:
+        """One figure; NaN where it was not measured."""
+        for check in self.checks:
+            if (check.stage, check.measure) == (stage, measure):
+                return check.found
+        return float("nan")
+
+    @property
+    def visual_token_cosine_min(self) -> float:
+        """Least cosine of a visual token of the engine with the fp32 graph's."""
+        return self.found("vision_encoder", "cosine_min")
+
+    @property
+    def visual_token_cosine_mean(self) -> float:
+        """Mean of these cosines."""
+        return self.found("vision_encoder", "cosine_mean")
+
+    @property
+    def logits_max_abs_difference(self) -> float:
+        """Largest absolute difference of a logit of the engine from the fp32 graph's."""
+        return self.found("language", "logits_max")
+
+    @property
+    def summary(self) -> str:
+        """One line for a screen."""
+        return (
+            f"{self.greedy_identical} of {self.answered_images} answers identical, "
+            f"cosine of a visual token at least {self.visual_token_cosine_min:.6f} on "
+            f"{self.images} images, logits differ by at most {self.logits_max_abs_difference:.1e}"
+        )
 
 
 class EngineFacts(_Strict):
@@ -110,9 +194,9 @@ class EngineFacts(_Strict):
     """Name of the engine it was compiled for: `onnxruntime`, `openvino`."""
     precision: dict[str, str]
     """Precision of the weights of `vision_encoder`, `embed_tokens` and `decoder`."""
-    decoder_flavour: Literal["stateful", "static", "contrib", "concat"] = "stateful"
+    decoder_flavour: FlavourName = "stateful"
     """Form of the decoder's attention and KV cache."""
-    cache_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    cache_dtype: CacheDType = "float32"
     """Type of the KV cache where it is an input and output; all else that goes in and out of the
     graphs is float32 or int64 in every precision."""
     cache_capacity: Count | None = None
@@ -132,12 +216,14 @@ class EngineFacts(_Strict):
 class BundleFacts(EngineFacts):
     """What an exporter knows before the bundle is sealed: all of `laco.json` but the file list."""
 
-    format_version: Literal[1]
+    format_version: Literal[2]
     created_by: str
     preprocessing: Preprocessing
     prompt: PromptTemplate
     variants: tuple[Variant, ...]
-    parity: Parity
+    parity: Parity | None
+    unverified: str | None = None
+    """Why nothing was compared, where nothing was: a whole sentence's worth, without its dot."""
     versions: dict[str, str]
     """Packages that wrote the bundle."""
 
@@ -146,6 +232,8 @@ class BundleFacts(EngineFacts):
         names = [variant.name for variant in self.variants]
         if not names or names[0] != MAIN_VARIANT or len(set(names)) != len(names):
             raise ValueError(f"variants must be distinct and begin with {MAIN_VARIANT!r}")
+        if (self.parity is None) == (self.unverified is None):
+            raise ValueError("a bundle has parity or a reason why it is unverified, one of the two")
         template = self.prompt
         segments = (template.system, template.user_open, template.after_image, template.user_close)
         ids = {
@@ -189,11 +277,15 @@ __all__ = [
     "MANIFEST_NAME",
     "TOKENIZER_NAME",
     "BundleFacts",
+    "CacheDType",
+    "Check",
     "EngineFacts",
     "FileEntry",
+    "FlavourName",
     "LanguageFacts",
     "Manifest",
     "MergerFacts",
+    "Noise",
     "Parity",
     "Variant",
     "VisionFacts",

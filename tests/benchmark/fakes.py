@@ -74,11 +74,13 @@ def make_facts(tokenizer: Tokenizer, variants: Iterable[str]) -> BundleFacts:
         ),
         parity=Parity(
             images=1,
-            visual_token_cosine_min=1.0,
-            visual_token_cosine_mean=1.0,
-            logits_max_abs_difference=0.0,
+            adversarial_images=0,
+            prompts=1,
+            answered_images=1,
             greedy_tokens=1,
             greedy_identical=1,
+            ties=0,
+            checks=(),
         ),
         versions={"numpy": "2"},
     )

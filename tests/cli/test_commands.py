@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import zlib
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from laco_deploy.cli import run
+from laco_export.targets import TargetOptions
 from tests.bundles import RandomBundles
 
 
@@ -71,17 +73,114 @@ def test_verify_and_info_describe_a_bundle(
     assert json.loads(capsys.readouterr().out)["target"] == "onnxruntime"
 
 
+def test_verify_runs_the_engine_when_asked_to(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from laco_runtimes import selftest
+
+    assert laco("verify", bundle, "--run") == 0
+    shown = capsys.readouterr().out
+    assert "parity at export: 8 of 8 answers identical" in shown
+    assert "asked here: on 2 images" in shown
+
+    missed = selftest.SelfTest(2, 0.5, 1.0, 0.1, (0.999, 1e-3, 0.99))
+    monkeypatch.setattr(selftest, "run_selftest", lambda *_: missed)
+    assert laco("verify", bundle, "--run") == 3
+    assert "does not answer as the model did at export" in capsys.readouterr().err
+
+
 def test_export_writes_a_bundle_that_chats(
-    bundle_for: RandomBundles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundle_for: RandomBundles, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tests.bundles import reused_graphs
 
     out = tmp_path / "engine"
-    with reused_graphs(bundle_for("onnxruntime")):
-        code = laco("export", "--ckpt", bundle_for.checkpoint, "--target", "openvino", "--out", out)
+    arguments = ["--ckpt", bundle_for.checkpoint, "--target", "openvino", "--out", out]
+    with reused_graphs(bundle_for.graphs):
+        code = laco(
+            *("export", *arguments, "--llm-precision", "int8", "--baseline", "external"),
+            *("--parity-images", "0", "--keep-source", "--json"),
+        )
+    told = json.loads(capsys.readouterr().out)
     assert code == 0
-    assert "parity on openvino: 18 of 18" in capsys.readouterr().out
+    assert told["precision"] == {
+        "vision_encoder": "fp32",
+        "embed_tokens": "int8",
+        "decoder": "int8",
+    }
+    assert told["parity"] is None
+    assert "as was asked" in told["unverified"]
+    assert min(told["peak_bytes"].values()) > 1_000_000
+    assert {"write decoder", "compile decoder", "seal"} <= told["seconds"].keys()
+    assert (out / "onnx" / "decoder.onnx").exists()
     assert laco("verify", out) == 0
+    assert laco("chat", out, "What is it?", "--image", image, "--max-new-tokens", "2") == 0
+    assert "unverified" in capsys.readouterr().err
+
+
+def test_export_shows_every_figure_beside_what_is_asked_for(
+    bundle_for: RandomBundles, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from laco_deploy import exporting, parity_data
+
+    bundle_for("openvino")
+    result = bundle_for.results["openvino"]
+    asked: dict[str, object] = {}
+
+    def export_checkpoint(*_: object, **options: object) -> object:
+        asked.update(options)
+        return result
+
+    monkeypatch.setattr(exporting, "export_checkpoint", export_checkpoint)
+    monkeypatch.setattr(parity_data, "parity_samples", lambda *_: [])
+    monkeypatch.setenv("COLUMNS", "200")
+    code = laco(
+        *("export", "--ckpt", "ckpt", "--target", "openvino", "--out", "engine"),
+        *(
+            "--precision",
+            "int8",
+            "--vision-precision",
+            "fp32",
+            "--baseline",
+            "external,uncompressed",
+        ),
+        *("--layout", "one", "--layout", "two", "--context", "512", "--decoder", "static"),
+    )
+    shown = capsys.readouterr().out
+    assert code == 0
+    assert "8 of 8 answers identical" in shown
+    assert re.search(
+        r"vision_encoder +cosine of a visual token, least +1 +at least 0.99999 +met", shown
+    )
+    assert asked["precision"] == "int8"
+    assert (asked["vision_precision"], asked["llm_precision"]) == ("fp32", None)
+    assert asked["baselines"] == ("external", "uncompressed")
+    assert asked["options"] == TargetOptions(("one", "two"), 512, "static")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "int3"], "unknown precision 'int3'"),
+        (["--precison", "int8"], "Unknown option: --precison"),
+        (["--parity-images", "5"], "5 images are too few"),
+        (["--layout", "genai"], "unknown layout for openvino"),
+        (["--context", "100"], "takes no context"),
+        (["--calibration", "nowhere"], "is no folder"),
+    ],
+)
+def test_a_wrong_option_of_export_ends_with_code_2(
+    bundle_for: RandomBundles,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    out = tmp_path / "engine"
+    fixed = ["--ckpt", bundle_for.checkpoint, "--target", "openvino", "--out", out]
+    assert laco("export", *fixed, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 def _truncated(path: Path, image: Path) -> None:

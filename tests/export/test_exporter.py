@@ -16,13 +16,14 @@ from laco_deploy.exporting import build_job, export_checkpoint
 from laco_deploy.model.checkpoint import Checkpoint
 from laco_export.exporter import export_bundle
 from laco_export.job import ExportJob, ParitySample
-from laco_export.parity import GREEDY_TOKENS
+from laco_export.parity.verdict import STAGES
+from laco_export.targets import TargetOptions
 from laco_runtimes.bundle import open_bundle
 from laco_runtimes.errors import ArgumentError, ExportError, LacoError, MissingPackageError
 from laco_runtimes.images import preprocess
 from laco_runtimes.pipeline import Pipeline
 from laco_runtimes.prompt import encode_text, load_tokenizer
-from tests.bundles import RandomBundles, random_samples, reused_graphs
+from tests.bundles import PLAN, RandomBundles, random_samples, reused_graphs
 
 ENGINES = ("onnxruntime", "openvino")
 
@@ -60,32 +61,36 @@ def test_a_bundle_holds_graphs_facts_and_parity(bundle_for: RandomBundles, targe
     assert names == [("laco", 16, False), ("uncompressed", 64, True), ("external", 16, True)]
     assert [one.after_block for one in manifest.variants[0].mergers] == [1]
     found = manifest.parity
-    assert (found.images, found.greedy_identical, found.greedy_tokens) == (16, 16, GREEDY_TOKENS)
+    assert found is not None
+    assert (found.images, found.answered_images, found.greedy_tokens) == (8, 8, 16)
+    assert found.greedy_identical == 8
     assert found.visual_token_cosine_min >= 0.99999
     assert 0 < found.logits_max_abs_difference <= 1e-3
+    assert {check.stage for check in found.checks} == set(STAGES)
+    assert found.found("preprocessing", "pixels_max") == 0.0
+    assert found.found("onnx", "cache_max") < 1e-3
+    assert found.noise is not None
+    assert found.noise.threads_cosine_min > 0.99999
     assert {target, "torch", "onnx", "onnxscript", "transformers"} <= set(manifest.versions)
 
 
-def test_a_bundle_holds_what_its_target_needs_and_no_more(bundle_for: RandomBundles) -> None:
-    def compiled(folder: str, *names: str, suffixes: tuple[str, str]) -> set[str]:
-        return {f"{folder}/{name}{suffix}" for name in names for suffix in suffixes}
-
-    graphs = ("vision_encoder", "embed_tokens", "decoder")
-    onnx, intermediate = (".onnx", ".onnx.data"), (".xml", ".bin")
-    common = {
+@pytest.mark.parametrize("target", ENGINES)
+def test_a_bundle_holds_what_its_target_needs_and_no_fp32_twin_of_it(
+    bundle_for: RandomBundles, target: str
+) -> None:
+    held = set(contents(bundle_for(target)))
+    assert held >= {
         *("laco.json", "README.md", "tokenizer.json", "tokenizer_config.json", "config.json"),
-        *("generation_config.json", "preprocessor_config.json"),
-        *compiled("onnx", *graphs, suffixes=onnx),
-        *compiled("baseline/uncompressed", "vision_encoder", suffixes=onnx),
-        *compiled("baseline/external", "vision_encoder", suffixes=onnx),
+        *("generation_config.json", "preprocessor_config.json", "selftest.npz"),
     }
-    assert set(contents(bundle_for("onnxruntime"))) == common
-    assert set(contents(bundle_for("openvino"))) == {
-        *common,
-        *compiled("openvino", *graphs, suffixes=intermediate),
-        *compiled("baseline/uncompressed", "vision_encoder", suffixes=intermediate),
-        *compiled("baseline/external", "vision_encoder", suffixes=intermediate),
-    }
+    manifest = bundle_for.results[target].manifest
+    loaded = {manifest.embed_tokens, manifest.decoder}
+    loaded |= {variant.vision_encoder for variant in manifest.variants}
+    weights = {name for graph in loaded for name in (f"{graph}.data", graph[:-4] + ".bin")}
+    assert loaded <= held
+    sources = {name for name in held if name.startswith(("onnx/", "baseline/"))}
+    shared = {"onnx/decoder.onnx.data"} if target == "onnxruntime" else set()
+    assert sources <= loaded | weights | shared
 
 
 @pytest.mark.parametrize("target", ENGINES)
@@ -102,7 +107,7 @@ def test_the_card_states_tokens_parity_and_what_is_not_known(bundle_for: RandomB
     card = (bundle_for("openvino") / "README.md").read_text()
     assert "| laco | laco 2 x 2 after block 1 of 3 | 16 of 64 patches |" in card
     assert "| uncompressed (for timing only) | none | 64 of 64 patches |" in card
-    assert "identical | 16 of 16 |" in card
+    assert "8 of 8 greedy answers are identical" in card
     assert "pip install 'laco-deploy[openvino]'" in card
     assert "Licence of the weights: not stated" in card
 
@@ -114,7 +119,7 @@ def test_the_pipeline_answers_as_pytorch_does_on_an_image_never_seen(
     image, prompt = Image.radial_gradient("L").convert("RGB"), "How many dots are there?"
     text = encode_text(load_tokenizer(checkpoint.tokenizer_path), prompt)
     ids = [*job.prompt.system, *job.prompt.turn(text, [16])]
-    expected = job.reference.greedy(preprocess(image, job.preprocessing), ids, 24)
+    expected = job.load().reference.greedy(preprocess(image, job.preprocessing), ids, 24)
 
     reply = Pipeline(bundle_for(target)).chat(image, prompt, max_new_tokens=24)
     assert reply.tokens == expected.tokens
@@ -176,16 +181,21 @@ def test_an_export_that_ends_early_leaves_the_old_bundle(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "openvin"}, "unknown target 'openvin'.*onnxruntime, openvino.*'openvino'"),
-        ({"precision": "fp23"}, "unknown precision for openvino 'fp23'.*fp32.*'fp32'"),
+        ({"target": "openvin"}, "unknown target 'openvin'.*onnxruntime.*'openvino'"),
+        ({"precision": "fp23"}, "unknown precision 'fp23'.*fp32.*'fp32'"),
+        ({"llm_precision": "int3"}, "unknown llm precision 'int3'"),
+        ({"vision_precision": "int4"}, "unknown vision precision 'int4'"),
+        ({"options": TargetOptions(layouts=("genai",))}, "unknown layout for openvino 'genai'"),
+        ({"options": TargetOptions(context=512)}, "openvino grows.*takes no context"),
+        ({"options": TargetOptions(flavour="contrib")}, "unknown decoder flavour for openvino"),
         ({"baselines": ["extern"]}, "unknown baseline 'extern'.*'external'"),
-        ({"parity_samples": random_samples(15)}, "15 images are too few.*at least 16"),
+        ({"parity_samples": random_samples(15)}, "15 images are too few.*at least 64"),
     ],
 )
 def test_a_wrong_argument_is_named_before_any_work(
     tmp_path: Path, options: dict[str, object], message: str
 ) -> None:
-    arguments = {"target": "openvino", "parity_samples": random_samples(), **options}
+    arguments = {"target": "openvino", "parity_samples": random_samples(64), **options}
     with pytest.raises(ArgumentError, match=message):
         # Before any work: this checkpoint does not even exist.
         export_checkpoint(tmp_path / "nowhere", tmp_path / "engine", **arguments)  # type: ignore[arg-type]
@@ -218,8 +228,8 @@ def test_without_the_export_extra_the_package_says_so(monkeypatch: pytest.Monkey
 def test_a_sample_that_cannot_be_read_costs_no_tracing(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    samples = [*random_samples(15), ParitySample("lost", tmp_path / "lost.png", "What is it?")]
-    job = build_job(checkpoint, target="openvino", parity_samples=samples)
+    samples = [*random_samples(), ParitySample("lost", tmp_path / "lost.png", "What is it?")]
+    job = build_job(checkpoint, target="openvino", parity_samples=samples, plan=PLAN)
     told: list[str] = []
     with pytest.raises(LacoError, match=r"lost\.png"):
         export_bundle(job, tmp_path / "engine", lambda stage, done, total: told.append(stage))

@@ -7,14 +7,16 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from laco_deploy.exporting import build_job
-from laco_deploy.model.checkpoint import Checkpoint
+from laco_deploy.model.checkpoint import Checkpoint, CheckpointFacts, open_checkpoint
 from laco_export.job import CardFacts, ExportJob
 from laco_runtimes.errors import CheckpointError, ExportError
-from tests.bundles import random_samples
+from laco_runtimes.images import load_image, preprocess
+from tests.bundles import PLAN, random_samples
 
 
 @pytest.fixture
@@ -24,19 +26,19 @@ def copied(checkpoint: Checkpoint, tmp_path: Path) -> Checkpoint:
     return replace(checkpoint, root=tmp_path / "checkpoint")
 
 
-def job_of(checkpoint: Checkpoint) -> ExportJob:
-    return build_job(checkpoint, target="openvino", parity_samples=random_samples())
+def job_of(checkpoint: Checkpoint | CheckpointFacts) -> ExportJob:
+    return build_job(checkpoint, target="openvino", parity_samples=random_samples(), plan=PLAN)
 
 
 def test_the_facts_are_those_of_the_configuration(job: ExportJob) -> None:
     assert job.language.model_dump() == {
         "model_type": "qwen2",
         "layers": 2,
-        "hidden_size": 48,
+        "hidden_size": 64,
         "heads": 4,
         "kv_heads": 2,
-        "head_dim": 12,
-        "vocab_size": job.head.out_features,
+        "head_dim": 16,
+        "vocab_size": job.load().head.out_features,
         "max_positions": 512,
     }
     assert job.vision.model_dump() == {
@@ -109,5 +111,42 @@ def test_images_that_a_bundle_would_lay_out_otherwise_are_refused(
 
 
 def test_a_checkpoint_in_bfloat16_is_exported_as_float32(copied: Checkpoint) -> None:
-    job = job_of(replace(copied, model=copy.deepcopy(copied.model).bfloat16()))
-    assert job.head.weight.dtype == job.body.embed_tokens.weight.dtype == torch.float32
+    modules = job_of(replace(copied, model=copy.deepcopy(copied.model).bfloat16())).load()
+    assert modules.head.weight.dtype == modules.body.embed_tokens.weight.dtype == torch.float32
+
+
+def test_a_folder_is_looked_through_before_its_weights_are_read(
+    copied: Checkpoint, job: ExportJob
+) -> None:
+    light = job_of(open_checkpoint(copied.root))
+    assert replace(light, load=job.load, files=job.files) == replace(job, target="openvino")
+    loaded, held = light.load(), job.load()
+    torch.testing.assert_close(loaded.head.weight, held.head.weight)
+
+
+def test_the_numbers_of_weights_are_those_of_the_graphs(job: ExportJob) -> None:
+    modules = job.load()
+    body = modules.body
+    assert isinstance(body, torch.nn.Module)
+    assert job.size.embed_tokens == body.embed_tokens.weight.numel()
+    rest = sum(one.numel() for one in body.parameters()) - job.size.embed_tokens
+    assert job.size.decoder == rest + modules.head.weight.numel()
+    whole = modules.encoders["laco"]
+    assert isinstance(whole, torch.nn.Module)
+    # The head is the matrix of the embeddings.
+    assert sum(one.numel() for one in whole.parameters()) == (
+        job.size.vision_encoder + job.size.decoder
+    )
+
+
+def test_the_pytorch_model_answers_alike_in_one_pass_and_token_by_token(job: ExportJob) -> None:
+    reference = job.load().reference
+    sample = job.parity_samples[0]
+    pixels = preprocess(load_image(sample.image), job.preprocessing)
+    np.testing.assert_array_equal(pixels, reference.preprocess(np.asarray(sample.image)))
+    ids = [*job.prompt.system, *job.prompt.turn([5, 6, 7], [16])]
+    answer = reference.greedy(pixels, ids, 3)
+    assert answer.logits.argmax(-1).tolist() == list(answer.tokens)
+    end = len(ids) - 1
+    whole = reference.logits_at(pixels, [*ids, *answer.tokens[:2]], [end, end + 1, end + 2])
+    np.testing.assert_allclose(whole, answer.logits, atol=1e-4)

@@ -1,38 +1,45 @@
-"""The comparison with PyTorch finds what it is there to find."""
+"""The ladder of comparisons finds what it is there to find, and says on which rung."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from laco_deploy.exporting import TorchReference
+from laco_deploy.exporting import load_modules
 from laco_deploy.model import LacoForConditionalGeneration
 from laco_deploy.model.checkpoint import Checkpoint
-from laco_export import parity
+from laco_deploy.torch_reference import TorchReference
 from laco_export.exporter import export_bundle
-from laco_export.job import ExportJob
-from laco_export.parity import Question
-from laco_export.protocols import Floats, GreedyAnswer, Reference
+from laco_export.job import ExportJob, Modules
+from laco_export.parity import questions
+from laco_export.parity.answers import Answers, ask_engine
+from laco_export.parity.engine import compare_baseline, compare_engine
+from laco_export.parity.measures import Figures, language_figures, visual_figures
+from laco_export.parity.plan import LARGE, MIN_IMAGES, ParityPlan, check_images, plan_for
+from laco_export.parity.pytorch import pixel_figures
+from laco_export.parity.questions import QuestionSet
+from laco_export.parity.reference import ReferenceResult
+from laco_export.parity.selftest import write_selftest
+from laco_export.parity.thresholds import ROWS, language_row, visual_row
+from laco_export.parity.verdict import judge, require
+from laco_export.precision import LLM_PRECISIONS, VISION_PRECISIONS, Precisions
+from laco_export.protocols import Floats
 from laco_runtimes.bundle import open_bundle
 from laco_runtimes.engines import load_engine
 from laco_runtimes.engines.base import LoadedEngine, LoadRequest
-from laco_runtimes.errors import ContextLengthError, ParityError
+from laco_runtimes.errors import ArgumentError, BundleError, ContextLengthError, ParityError
+from laco_runtimes.selftest import SELFTEST_NAME, run_selftest
 from tests.bundles import RandomBundles, reused_graphs
 
+EXACT = Precisions("fp32", "fp32")
 Edit = Callable[[LacoForConditionalGeneration], None]
-
-
-def reference(checkpoint: Checkpoint, edit: Edit) -> TorchReference:
-    """PyTorch with another model than the one that was exported."""
-    model = copy.deepcopy(checkpoint.model)
-    with torch.no_grad():
-        edit(model)
-    return TorchReference(model)
+RANDOM = np.random.default_rng(0)
 
 
 def edit_merger(model: LacoForConditionalGeneration) -> None:
@@ -43,133 +50,270 @@ def edit_decoder(model: LacoForConditionalGeneration) -> None:
     model.model.language_model.norm.weight[0] += 0.01
 
 
-@dataclass
-class LastTokenDiffers:
-    """Gives another last token than `inner`, chosen by a margin of `margin`."""
-
-    inner: Reference
-    margin: float
-
-    def image_features(self, pixel_values: Floats) -> Floats:
-        return self.inner.image_features(pixel_values)
-
-    def prefill_logits(self, pixel_values: Floats, ids: list[int]) -> Floats:
-        return self.inner.prefill_logits(pixel_values, ids)
-
-    def greedy(self, pixel_values: Floats, ids: list[int], max_new_tokens: int) -> GreedyAnswer:
-        answer = self.inner.greedy(pixel_values, ids, max_new_tokens)
-        return GreedyAnswer(
-            (*answer.tokens[:-1], answer.tokens[-1] + 1), (*answer.margins[:-1], self.margin)
-        )
+def edited(job: ExportJob, checkpoint: Checkpoint, edit: Edit) -> ExportJob:
+    """A job whose PyTorch model is another one than its graphs are written from."""
+    modules = load_modules(checkpoint.root, ())
+    model = copy.deepcopy(checkpoint.model)
+    with torch.no_grad():
+        edit(model)
+    held = modules.reference
+    assert isinstance(held, TorchReference)
+    other = TorchReference(model, held.images)
+    return replace(job, load=lambda: Modules(modules.encoders, modules.body, modules.head, other))
 
 
 @pytest.fixture(scope="module")
 def engine(bundle_for: RandomBundles) -> LoadedEngine:
-    bundle = open_bundle(bundle_for("onnxruntime"))
+    bundle = open_bundle(bundle_for("openvino"))
     manifest = bundle.manifest
     return load_engine(LoadRequest(bundle.root, manifest, manifest.variants[0], "auto"))
 
 
 @pytest.fixture(scope="module")
-def questions(checkpoint: Checkpoint, job: ExportJob) -> list[Question]:
-    return parity.prepare(job, checkpoint.tokenizer_path)
+def asked(
+    checkpoint: Checkpoint, job: ExportJob, tmp_path_factory: pytest.TempPathFactory
+) -> QuestionSet:
+    file = tmp_path_factory.mktemp("questions") / "squares.npy"
+    few = replace(job, parity_samples=job.parity_samples[:3])
+    return questions.prepare(few, checkpoint.tokenizer_path, file)
 
 
-def compare(job: ExportJob, engine: LoadedEngine, questions: list[Question]) -> parity.ParityReport:
-    return parity.compare(job, engine, questions, lambda: None)
+@pytest.fixture(scope="module")
+def reference(
+    engine: LoadedEngine, asked: QuestionSet, tmp_path_factory: pytest.TempPathFactory
+) -> ReferenceResult:
+    """What the engine itself says: it is within every limit of it."""
+    folder = tmp_path_factory.mktemp("answers") / "reference"
+    return ReferenceResult(ask_engine(engine, asked, folder, lambda: None), (), None)
+
+
+def changed(
+    reference: ReferenceResult, folder: Path, name: str, change: Callable[[Floats], Floats]
+) -> ReferenceResult:
+    """The same answers but for one array."""
+    folder.mkdir()
+    for one in ("features", "logits", "tokens"):
+        array = np.load(reference.answers.folder / f"{one}.npy")
+        np.save(folder / f"{one}.npy", change(array) if one == name else array)
+    return replace(reference, answers=Answers(folder))
+
+
+def noisy(scale: float) -> Callable[[Floats], Floats]:
+    return lambda array: array + RANDOM.normal(0, scale, array.shape).astype(np.float32)
+
+
+def test_an_engine_is_as_its_reference(
+    asked: QuestionSet, engine: LoadedEngine, reference: ReferenceResult, tmp_path: Path
+) -> None:
+    told: list[int] = []
+    parity = compare_engine(
+        asked, engine, EXACT, reference, tmp_path / "engine", lambda: told.append(1)
+    )
+    assert len(told) == parity.images == parity.greedy_identical == 3
+    assert all(check.met for check in parity.checks)
+    assert (parity.prompts, parity.adversarial_images, parity.ties) == (3, 0, 0)
 
 
 @pytest.mark.parametrize(
-    ("edit", "message"),
+    ("name", "change", "message"),
     [
-        (edit_merger, r"visual tokens of image 1: the least cosine is 0\.99.*0\.99999"),
-        (edit_decoder, r"logits after the prompt about image 1: they differ by up to .*0\.001"),
+        (
+            "features",
+            noisy(0.5),
+            r"the visual tokens of openvino.*cosine.*least, is 0\.9.*0\.99999",
+        ),
+        ("features", lambda a: a * float("nan"), r"cosine of a visual token, least, is no number"),
+        ("logits", noisy(0.1), r"the answers of openvino.*logits, largest difference, is 0\.\d"),
     ],
 )
-def test_an_engine_of_other_weights_is_found_out(
-    checkpoint: Checkpoint,
-    job: ExportJob,
+def test_a_miss_names_the_rung_the_figure_and_the_image(
+    asked: QuestionSet,
     engine: LoadedEngine,
-    questions: list[Question],
-    edit: Edit,
+    reference: ReferenceResult,
+    tmp_path: Path,
+    name: str,
+    change: Callable[[Floats], Floats],
     message: str,
 ) -> None:
-    other = replace(job, reference=reference(checkpoint, edit))
+    job = replace(asked.job, target="openvino")
+    other = changed(reference, tmp_path / "other", name, change)
     with pytest.raises(ParityError, match=message) as caught:
-        compare(other, engine, questions)
+        compare_engine(
+            replace(asked, job=job), engine, EXACT, other, tmp_path / "engine", lambda: None
+        )
     assert caught.value.exit_code == 3
-
-
-def test_another_answer_is_a_miss(
-    job: ExportJob, engine: LoadedEngine, questions: list[Question]
-) -> None:
-    other = replace(job, reference=LastTokenDiffers(job.reference, margin=2e-4))
-    with pytest.raises(ParityError, match=r"greedy answer about image 1: .*0\.0002 apart"):
-        compare(other, engine, questions)
-
-
-def test_another_answer_at_a_tie_is_noted_and_let_pass(
-    job: ExportJob, engine: LoadedEngine, questions: list[Question]
-) -> None:
-    other = replace(job, reference=LastTokenDiffers(job.reference, margin=5e-5))
-    report = compare(other, engine, questions[:2])
-    assert report.parity.greedy_identical == 0
-    assert [sentence.split(" is another")[0] for sentence in report.ties] == [
-        "the answer about image 1",
-        "the answer about image 2",
-    ]
-
-
-def test_features_that_are_not_numbers_are_a_miss(
-    job: ExportJob, engine: LoadedEngine, questions: list[Question]
-) -> None:
-    nowhere = replace(questions[0], pixel_values=questions[0].pixel_values * float("nan"))
-    with pytest.raises(ParityError, match="visual tokens of image 1: the least cosine is nan"):
-        compare(job, engine, [nowhere])
+    assert "(image " in str(caught.value)
 
 
 def test_a_baseline_of_other_weights_is_found_out(
-    checkpoint: Checkpoint, job: ExportJob, engine: LoadedEngine, questions: list[Question]
+    checkpoint: Checkpoint, engine: LoadedEngine, asked: QuestionSet, tmp_path: Path
 ) -> None:
     model = copy.deepcopy(checkpoint.model)
-    parity.compare_baseline(job, engine, model, questions)
+    pixels = np.concatenate([asked.pixel_values(index) for index in range(2)])
+
+    def save(name: str) -> Path:
+        with torch.no_grad():
+            features = model.get_image_features(torch.from_numpy(pixels))
+        np.save(tmp_path / name, features.numpy())
+        return tmp_path / name
+
+    assert compare_baseline(asked, engine, EXACT, save("same.npy"))
     with torch.no_grad():
         edit_merger(model)
-    with pytest.raises(ParityError, match="visual tokens of image 1"):
-        parity.compare_baseline(job, engine, model, questions)
+    with pytest.raises(ParityError, match="visual tokens"):
+        compare_baseline(asked, engine, EXACT, save("other.npy"))
 
 
-def test_a_prompt_fills_the_context_or_is_refused(
-    checkpoint: Checkpoint, job: ExportJob, engine: LoadedEngine, questions: list[Question]
+@pytest.mark.parametrize("edit", [edit_merger, edit_decoder])
+def test_graphs_that_differ_from_pytorch_are_found_before_anything_is_compiled(
+    bundle_for: RandomBundles, checkpoint: Checkpoint, job: ExportJob, tmp_path: Path, edit: Edit
 ) -> None:
-    taken = len(questions[0].ids)
-    samples = job.parity_samples[:1]
-    full = replace(
-        job,
-        parity_samples=samples,
-        language=job.language.model_copy(update={"max_positions": taken + 5}),
-    )
-    [question] = parity.prepare(full, checkpoint.tokenizer_path)
-    assert question.max_new_tokens == 5
-    assert compare(full, engine, [question]).parity.greedy_identical == 1
-
-    over = replace(full, language=job.language.model_copy(update={"max_positions": taken}))
-    with pytest.raises(ContextLengthError, match=f"image 1 takes {taken} tokens"):
-        parity.prepare(over, checkpoint.tokenizer_path)
-
-
-def test_a_miss_leaves_nothing_behind(
-    bundle_for: RandomBundles, checkpoint: Checkpoint, job: ExportJob, tmp_path: Path
-) -> None:
-    other = replace(job, reference=reference(checkpoint, edit_decoder))
-    with reused_graphs(bundle_for("onnxruntime")), pytest.raises(ParityError):
-        export_bundle(other, tmp_path / "engine")
+    told: list[str] = []
+    with (
+        reused_graphs(bundle_for.graphs),
+        pytest.raises(ParityError, match="the fp32 graphs and PyTorch differ"),
+    ):
+        export_bundle(
+            edited(job, checkpoint, edit),
+            tmp_path / "engine",
+            lambda stage, done, total: told.append(stage),
+        )
+    assert not any(stage.startswith("compile") for stage in told)
     assert not any(tmp_path.iterdir())
 
 
-def test_answers_of_random_weights_hang_on_no_tie(
-    job: ExportJob, questions: list[Question]
+def test_pixels_of_another_processor_are_found_out(job: ExportJob) -> None:
+    darker = replace(job, preprocessing=replace(job.preprocessing, mean=(0.5, 0.46, 0.41)))
+    reference = job.load().reference
+    assert pixel_figures(reference, job).values == {"pixels_max": 0.0}
+    figures = pixel_figures(reference, darker)
+    assert figures.values["pixels_max"] > 0.01
+    with pytest.raises(ParityError, match=r"checkpoint's processor differ.*pixel values"):
+        require(judge("preprocessing", figures, {"pixels_max": ("at most", 1e-6)}), "openvino")
+
+
+def answers(*best: tuple[int, float]) -> Floats:
+    """Logits of one answer over ten tokens: each best token leads the next id by a margin."""
+    logits = np.zeros((1, len(best), 10), np.float32)
+    for place, (token, margin) in enumerate(best):
+        logits[0, place, token] = 5 + margin
+        logits[0, place, (token + 1) % 10] = 5
+    return logits
+
+
+def language(theirs: Floats, ours: Floats, tie_margin: float = 1e-4) -> Figures:
+    return language_figures(theirs, ours, [theirs.shape[1]], ["it"], tie_margin=tie_margin)
+
+
+def test_the_first_other_token_ends_the_agreement_of_a_free_run() -> None:
+    theirs = answers((1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0))
+    ours = answers((1, 1.0), (2, 1.0), (8, 1.0), (4, 1.0))
+    figures = language(theirs, ours)
+    assert figures.values["fdt"] == 0.5
+    assert figures.values["top1"] == 0.75
+    assert figures.values["exact"] == figures.identical == 0
+    assert language(theirs, theirs).values["exact"] == 1.0
+
+
+def test_another_token_at_a_tie_agrees_and_is_counted() -> None:
+    theirs, ours = answers((1, 1.0), (2, 5e-5)), answers((1, 1.0), (3, 5e-5))
+    figures = language(theirs, ours)
+    assert (figures.values["top1"], figures.values["exact"], figures.values["fdt"]) == (1, 1, 1)
+    assert (figures.ties, figures.identical) == (1, 0)
+    assert language(theirs, ours, tie_margin=1e-5).values["top1"] == 0.5
+
+
+def test_the_rule_of_five_wants_each_token_among_the_best_of_the_other() -> None:
+    theirs = answers((1, 1.0))
+    near, far = theirs.copy(), theirs.copy()
+    near[0, 0, 2] = 7.0  # the reference's second
+    far[0, 0, [7, 8, 9, 4, 5, 6]] = 7.0  # none of which the reference cares for
+    assert language(theirs, near).values["top5"] == 1.0
+    assert language(theirs, far).values["top5"] == 0.0
+
+
+def test_the_divergence_is_that_of_the_distributions() -> None:
+    theirs, ours = (RANDOM.normal(size=(1, 4, 30)).astype(np.float32) for _ in range(2))
+    one, other = (torch.log_softmax(torch.from_numpy(x[0]).double(), -1) for x in (theirs, ours))
+    expected = torch.nn.functional.kl_div(other, one, log_target=True, reduction="none").sum(-1)
+    assert language(theirs, ours).values["kl_mean"] == pytest.approx(expected.mean().item())
+
+
+def test_cosines_are_of_each_visual_token() -> None:
+    theirs = RANDOM.normal(size=(2, 5, 8)).astype(np.float32)
+    ours = theirs * 3
+    ours[1, 2] *= -1
+    figures = visual_figures(theirs, ours, ["one", "other"])
+    assert figures.values["cosine_min"] == pytest.approx(-1)
+    assert figures.values["cosine_mean"] == pytest.approx(0.8)
+    assert figures.worst["cosine_min"] == "other"
+
+
+def test_every_precision_has_limits_and_the_looser_half_rules_the_answers() -> None:
+    for vision in VISION_PRECISIONS:
+        for llm in LLM_PRECISIONS:
+            row = language_row(Precisions(vision, llm))
+            loosest = list(ROWS.values()).index(row)
+            assert loosest >= list(ROWS.values()).index(visual_row(Precisions(vision, llm)))
+    assert language_row(Precisions("fp32", "int4")) is ROWS["int4"]
+    assert language_row(Precisions("int8", "fp16")) is ROWS["int8"]
+    assert visual_row(Precisions("fp32", "int4")) is ROWS["fp32"]
+
+
+def test_a_plan_grows_less_thorough_only_for_large_models_and_never_below_64_images() -> None:
+    assert (plan_for(2_000_000), plan_for(800_000_000)) == (ParityPlan(), LARGE)
+    assert LARGE.min_images == MIN_IMAGES == 64
+    check_images(0, LARGE)
+    with pytest.raises(ArgumentError, match="63 images are too few"):
+        check_images(63, LARGE)
+
+
+def test_a_prompt_fills_the_context_or_is_refused(
+    checkpoint: Checkpoint, job: ExportJob, asked: QuestionSet, tmp_path: Path
 ) -> None:
-    for question in questions[:4]:
-        answer = job.reference.greedy(question.pixel_values, question.ids, 32)
-        assert min(answer.margins) > 1e-3
+    taken = len(asked.questions[0].ids)
+
+    def within(context: int) -> QuestionSet:
+        language = job.language.model_copy(update={"max_positions": context})
+        one = replace(job, parity_samples=job.parity_samples[:1], language=language)
+        return questions.prepare(one, checkpoint.tokenizer_path, tmp_path / "squares.npy")
+
+    assert within(taken + 5).longest == 5
+    with pytest.raises(ContextLengthError, match=f"image 1 takes {taken} tokens"):
+        within(taken)
+
+
+def test_answers_of_random_weights_hang_on_no_tie(reference: ReferenceResult) -> None:
+    best = np.sort(reference.answers.logits, axis=-1)
+    assert float((best[..., -1] - best[..., -2]).min()) > 1e-3
+
+
+def test_a_bundle_carries_answers_to_test_itself_by(
+    asked: QuestionSet,
+    engine: LoadedEngine,
+    reference: ReferenceResult,
+    bundle_for: RandomBundles,
+    tmp_path: Path,
+) -> None:
+    bundle = open_bundle(bundle_for("openvino"))
+    assert SELFTEST_NAME in {entry.path for entry in bundle.manifest.files}
+    found = run_selftest(engine, bundle.root, bundle.manifest)
+    assert found.passed
+    assert found.images == 2
+    assert found.cosine_min > 0.99999
+    assert (found.top1, engine.language.length) == (1.0, 0)
+    assert abs(found.kl_mean) < 1e-6
+
+    other = changed(reference, tmp_path / "other", "features", noisy(0.5))
+    write_selftest(tmp_path, asked, other.answers, EXACT)
+    missed = run_selftest(engine, tmp_path, bundle.manifest)
+    assert not missed.passed
+    assert missed.cosine_min < 0.999
+    assert missed.top1 == 1.0
+    assert "asked: 0.99999" in str(missed)
+
+    with pytest.raises(BundleError, match="without images to compare on"):
+        run_selftest(engine, tmp_path / "other", bundle.manifest)
+    (tmp_path / SELFTEST_NAME).write_bytes(b"PK\x03\x04 damaged")
+    with pytest.raises(BundleError, match="cannot be read"):
+        run_selftest(engine, tmp_path, bundle.manifest)

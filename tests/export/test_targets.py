@@ -27,7 +27,7 @@ def folder(bundle_for: RandomBundles) -> Path:
 
 @pytest.fixture(scope="module")
 def decoder(folder: Path) -> openvino.CompiledModel:
-    return openvino.Core().compile_model(folder / "decoder.xml", "CPU", EXACT)
+    return openvino.Core().compile_model(folder / "openvino_language_model.xml", "CPU", EXACT)
 
 
 def test_every_target_has_an_engine_of_its_name() -> None:
@@ -39,12 +39,12 @@ def test_every_target_has_an_engine_of_its_name() -> None:
 def test_onnx_runtime_loads_the_onnx_files_themselves(bundle_for: RandomBundles) -> None:
     bundle_for("onnxruntime")
     manifest = bundle_for.results["onnxruntime"].manifest
-    assert manifest.decoder == "onnx/decoder.onnx"
+    assert manifest.decoder == "onnx/decoder_contrib.onnx"
     assert manifest.variants[1].vision_encoder == "baseline/uncompressed/vision_encoder.onnx"
 
 
 def test_the_decoder_is_stateful(folder: Path, job: ExportJob) -> None:
-    model = openvino.Core().read_model(folder / "decoder.xml")
+    model = openvino.Core().read_model(folder / "openvino_language_model.xml")
     spec = graphs.stateful_decoder(job.language)
     assert [port.any_name for port in model.inputs] == [one.name for one in spec.inputs]
     assert [port.any_name for port in model.outputs] == ["logits"]
@@ -119,7 +119,7 @@ def test_beam_idx_names_the_row_whose_cache_goes_on(
     np.testing.assert_allclose(swapped, talk.expected[[1, 0], PROMPT].numpy(), atol=1e-4)
 
 
-@pytest.mark.parametrize("graph", ["vision_encoder", "decoder"])
+@pytest.mark.parametrize("graph", ["openvino_vision_embeddings_model", "openvino_language_model"])
 def test_no_guard_against_nan_is_left_behind_attention(folder: Path, graph: str) -> None:
     kinds = {
         node.get_type_name()

@@ -79,11 +79,13 @@ def facts(tokenizer: Tokenizer) -> BundleFacts:
         ),
         parity=Parity(
             images=1,
-            visual_token_cosine_min=1.0,
-            visual_token_cosine_mean=1.0,
-            logits_max_abs_difference=0.0,
+            adversarial_images=0,
+            prompts=1,
+            answered_images=1,
             greedy_tokens=1,
             greedy_identical=1,
+            ties=0,
+            checks=(),
         ),
         versions={"numpy": "2"},
     )
@@ -91,12 +93,13 @@ def facts(tokenizer: Tokenizer) -> BundleFacts:
 
 @pytest.fixture
 def unsealed(tmp_path: Path, tokenizer_file: Path, facts: BundleFacts) -> Path:
-    """A folder with every file of a bundle but its manifest; the graphs are mere bytes."""
+    """A folder with every file of a bundle but its manifest; the graphs are empty ones."""
     root = tmp_path / "engine"
     graphs = [facts.embed_tokens, facts.decoder, *(v.vision_encoder for v in facts.variants)]
     for name in [*graphs, "onnx/decoder.onnx.data", "config.json", "README.md"]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(f"contents of {name}".encode())
+        graph = b"\x08\x0a\x12\x05tests\x3a\x00"  # ModelProto: ir_version, producer, no nodes
+        (root / name).write_bytes(graph if name.endswith(".onnx") else name.encode())
     (root / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
     return root
 

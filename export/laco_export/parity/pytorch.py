@@ -1,0 +1,149 @@
+"""The lower rungs: pixels and the fp32 graphs against the PyTorch model.
+
+PyTorch answers once, where the model is in memory anyway, into files; the graphs are asked later,
+when that memory is free again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from laco_export.job import ExportJob
+from laco_export.parity.answers import AnswerFiles, Answers, ask_engine
+from laco_export.parity.measures import Figures, language_figures, visual_figures
+from laco_export.parity.questions import QuestionSet
+from laco_export.parity.thresholds import ROWS
+from laco_export.protocols import Floats, ImageEncoder, Reference
+from laco_runtimes.engines.base import LoadedEngine
+from laco_runtimes.generation import splice
+from laco_runtimes.images import load_image, preprocess
+
+BASELINE_IMAGES = 2
+"""Images on which the visual tokens of a baseline are compared. Its words mean nothing."""
+
+STEPS_BEHIND = 2
+"""Tokens of the answer that the check of the KV cache goes on for."""
+
+PIXEL_IMAGES = 8
+"""Images that also go through the checkpoint's processor."""
+
+
+def pixel_figures(reference: Reference, job: ExportJob) -> Figures:
+    """Pixel values of the runtime against those of the checkpoint's own processor."""
+    figures = Figures({"pixels_max": 0.0})
+    # Adversarial ones stand last, and are the ones on which resizing may differ.
+    samples = job.parity_samples[:PIXEL_IMAGES] + job.parity_samples[-PIXEL_IMAGES:]
+    for sample in samples:
+        image = load_image(sample.image)
+        theirs = reference.preprocess(np.asarray(image))
+        difference = float(np.abs(preprocess(image, job.preprocessing) - theirs).max())
+        if not difference <= figures.values["pixels_max"]:
+            figures.values["pixels_max"] = difference
+            figures.worst["pixels_max"] = sample.name
+    return figures
+
+
+def ask_pytorch(reference: Reference, asked: QuestionSet, folder: Path) -> Answers:
+    """PyTorch's own answers to all questions, and what the KV cache is checked by.
+
+    Args:
+        reference: the model.
+        asked: few: each costs a whole answer.
+        folder: where to write; made.
+    """
+    facts = asked.job.language
+    files = AnswerFiles(
+        folder,
+        images=len(asked.questions),
+        tokens_per_image=asked.job.variants[0].tokens_per_tile,
+        width=facts.hidden_size,
+        answers=len(asked.questions),
+        length=asked.longest,
+        vocabulary=facts.vocab_size,
+    )
+    for row, question in enumerate(asked.questions):
+        pixels = asked.pixel_values(row)
+        files.features[row] = reference.image_features(pixels)[0]
+        answer = reference.greedy(pixels, question.ids, question.tokens)
+        files.tokens[row, : question.tokens] = answer.tokens
+        files.logits[row, : question.tokens] = answer.logits
+    answers = files.done()
+    ids, positions = _cache_walk(asked, answers)
+    np.save(folder / "cache.npy", reference.logits_at(asked.pixel_values(0), ids, positions))
+    return answers
+
+
+def ask_baselines(encoders: Mapping[str, ImageEncoder], asked: QuestionSet, folder: Path) -> None:
+    """PyTorch's visual tokens of every baseline, `<name>.npy` [images, N', D]."""
+    folder.mkdir()
+    for name, encoder in encoders.items():
+        count = min(BASELINE_IMAGES, len(asked.questions))
+        pixels = np.concatenate([asked.pixel_values(index) for index in range(count)])
+        with torch.no_grad():
+            features = encoder.get_image_features(torch.from_numpy(pixels))
+        np.save(folder / f"{name}.npy", features.numpy())
+
+
+def onnx_figures(
+    engine: LoadedEngine,
+    asked: QuestionSet,
+    theirs: Answers,
+    folder: Path,
+    step: Callable[[], None],
+) -> Figures:
+    """The fp32 graphs against what `ask_pytorch` wrote.
+
+    Args:
+        engine: runs the fp32 graphs.
+        asked: the questions that PyTorch answered.
+        theirs: its answers.
+        folder: where to write the graphs' answers; made.
+        step: called after each.
+    """
+    ours = ask_engine(engine, asked, folder, step, forced=theirs.tokens)
+    names = [question.name for question in asked.questions]
+    lengths = [question.tokens for question in asked.questions]
+    visual = visual_figures(theirs.features, ours.features, names)
+    figures = language_figures(
+        theirs.logits, ours.logits, lengths, names, tie_margin=ROWS["fp32"].tie_margin
+    )
+    figures.values = {**visual.values, **figures.values}
+    figures.worst = {**visual.worst, **figures.worst}
+    expected = np.load(theirs.folder / "cache.npy", allow_pickle=False)
+    walked = _walk(engine, asked, theirs)
+    figures.values["cache_max"] = float(np.abs(walked - expected).max())
+    return figures
+
+
+def _cache_walk(asked: QuestionSet, answers: Answers) -> tuple[list[int], list[int]]:
+    """Token ids of one question with the start of its answer, and the positions to compare at:
+    the first two, the middle of the image, the end of the prompt, and single steps behind it."""
+    question = asked.questions[0]
+    behind = answers.tokens[0, : min(STEPS_BEHIND, question.tokens - 1)].tolist()
+    ids = [*question.ids, *behind]
+    image = np.flatnonzero(np.asarray(question.ids) == asked.job.prompt.image_token_id)
+    end = len(question.ids) - 1
+    positions = {0, 1, int(image[len(image) // 2]), end, *range(end + 1, len(ids))}
+    return ids, sorted(positions)
+
+
+def _walk(engine: LoadedEngine, asked: QuestionSet, answers: Answers) -> Floats:
+    """Logits at the same positions, each piece behind what the KV cache holds, [positions, V]."""
+    ids, positions = _cache_walk(asked, answers)
+    features = engine.vision.encode(asked.pixel_values(0))
+    embeds = splice(engine.language.embed(ids), ids, features, asked.job.prompt.image_token_id)
+    engine.language.rewind(0)
+    starts = [0, *(position + 1 for position in positions[:-1])]
+    return np.stack(
+        [
+            engine.language.prefill(embeds[start : position + 1])
+            for start, position in zip(starts, positions, strict=True)
+        ]
+    )
+
+
+__all__ = ["BASELINE_IMAGES", "ask_baselines", "ask_pytorch", "onnx_figures", "pixel_figures"]

@@ -1,0 +1,103 @@
+"""The fp32 graphs on ONNX Runtime's CPU: what every engine is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from laco_export.job import ExportJob
+from laco_export.parity.answers import Answers, ask_engine
+from laco_export.parity.measures import cosines
+from laco_export.parity.pytorch import onnx_figures
+from laco_export.parity.questions import QuestionSet
+from laco_export.parity.thresholds import ONNX_LIMITS
+from laco_export.parity.verdict import judge, require
+from laco_export.protocols import Floats
+from laco_runtimes.engines import load_engine
+from laco_runtimes.engines.base import LoadedEngine, LoadRequest
+from laco_runtimes.generation import splice
+from laco_runtimes.manifest import Check, EngineFacts, Noise, Variant
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceResult:
+    """What the fp32 graphs say, how far they are from PyTorch, and how far from themselves."""
+
+    answers: Answers
+    checks: tuple[Check, ...]
+    noise: Noise
+
+
+def load_source(job: ExportJob, root: Path, threads: int | None = None) -> LoadedEngine:
+    """The fp32 graphs of a bundle that is being written."""
+    facts = EngineFacts(
+        target="onnxruntime",
+        precision=dict.fromkeys(("vision_encoder", "embed_tokens", "decoder"), "fp32"),
+        language=job.language,
+        vision=job.vision,
+        embed_tokens="onnx/embed_tokens.onnx",
+        decoder="onnx/decoder.onnx",
+    )
+    trained = job.variants[0]
+    variant = Variant(
+        name=trained.name,
+        mergers=trained.mergers,
+        merged_grid=trained.merged_grid,
+        vision_encoder="onnx/vision_encoder.onnx",
+        latency_only=False,
+    )
+    return load_engine(LoadRequest(root, facts, variant, "cpu", threads))
+
+
+def ask_reference(
+    asked: QuestionSet, root: Path, pytorch: Answers, work: Path, step: Callable[[], None]
+) -> ReferenceResult:
+    """Ask the fp32 graphs everything, after they were held against PyTorch.
+
+    Args:
+        asked: all questions.
+        root: the bundle that is being written.
+        pytorch: answers to `asked.some(asked.job.plan.pytorch)`.
+        work: where to write.
+        step: called after each image.
+
+    Raises:
+        ParityError: the graphs do not answer as PyTorch does.
+    """
+    engine = load_source(asked.job, root)
+    few = asked.some(asked.job.plan.pytorch)
+    figures = onnx_figures(engine, few, pytorch, work / "onnx", step)
+    checks = judge("onnx", figures, ONNX_LIMITS)
+    require(checks, "onnxruntime", figures.worst)
+    answers = ask_engine(engine, asked, work / "reference", step)
+    once, again = _look(engine, asked), _look(engine, asked)
+    del engine  # its memory, before the other is loaded
+    alone = _look(load_source(asked.job, root, threads=1), asked)
+    return ReferenceResult(
+        answers,
+        checks,
+        Noise(
+            repeated_logits=_apart(once[1], again[1]),
+            threads_logits=_apart(once[1], alone[1]),
+            threads_cosine_min=float(cosines(once[0], alone[0]).min()),
+        ),
+    )
+
+
+def _look(engine: LoadedEngine, asked: QuestionSet) -> tuple[Floats, Floats]:
+    """Visual tokens [1, N', D] and logits after the prompt [V] of the first question."""
+    ids = asked.questions[0].ids
+    features = engine.vision.encode(asked.pixel_values(0))
+    embeds = splice(engine.language.embed(ids), ids, features, asked.job.prompt.image_token_id)
+    engine.language.rewind(0)
+    return features, engine.language.prefill(embeds)
+
+
+def _apart(one: Floats, other: Floats) -> float:
+    return float(np.abs(one - other).max())
+
+
+__all__ = ["ReferenceResult", "ask_reference", "load_source"]

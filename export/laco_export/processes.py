@@ -1,0 +1,162 @@
+"""A stage in a process of its own, which gives all its memory back when it ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from queue import Empty
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from laco_export.memory import peak_bytes
+from laco_export.progress import Steps, Watch
+from laco_runtimes.errors import ExportError, LacoError
+
+Returned = TypeVar("Returned")
+Arguments = ParamSpec("Arguments")
+
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class StageRunner:
+    """Runs the stages of an export.
+
+    Args:
+        watch: told of them.
+        apart: whether each runs in a process of its own.
+    """
+
+    watch: Watch
+    apart: bool
+
+    def run(
+        self,
+        name: str,
+        function: Callable[Concatenate[Steps, Arguments], Returned],
+        *arguments: Arguments.args,
+        **options: Arguments.kwargs,
+    ) -> Returned:
+        """Call `function` with something to report to and `arguments`.
+
+        Args:
+            name: of what it does, for memory and errors.
+            function: of a module, so that another process can find it by name.
+            *arguments: its further arguments.
+            **options: these as well.
+
+        Raises:
+            ExportError: the process was killed.
+            LacoError: what the function raised.
+        """
+        if self.apart:
+            call: Callable[[Steps], Returned] = partial(_bound, function, arguments, options)
+            result, peak = _run_apart(self.watch, name, call)
+        else:
+            result, peak = function(self.watch, *arguments, **options), peak_bytes()
+        self.watch.peak_bytes[name] = max(peak, self.watch.peak_bytes.get(name, 0))
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """An error of ours on its way home: not every one survives pickling."""
+
+    kind: type[LacoError]
+    message: str
+
+
+class _Sender:
+    """`Steps` that are counted in another process."""
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+
+    def enter(self, name: str) -> None:
+        self._queue.put(("enter", name))
+
+    def leave(self, name: str, seconds: float) -> None:
+        self._queue.put(("leave", name, seconds))
+
+    def step(self) -> None:
+        self._queue.put(("step",))
+
+
+_sender: _Sender | None = None
+
+
+def _start(queue: Any, parent: int) -> None:
+    """Runs first in the new process. Where its parent is killed, it ends as well."""
+    global _sender  # noqa: PLW0603 - the one thing a worker is given besides its arguments
+    _sender = _Sender(queue)
+
+    def watch_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    if os.name == "posix":
+        threading.Thread(target=watch_parent, daemon=True).start()
+
+
+def _bound(
+    function: Callable[..., Returned],
+    arguments: tuple[Any, ...],
+    options: dict[str, Any],
+    steps: Steps,
+) -> Returned:
+    return function(steps, *arguments, **options)
+
+
+def _call(call: Callable[[Steps | None], Returned]) -> tuple[Returned | _Failed, int]:
+    try:
+        return call(_sender), peak_bytes()
+    except LacoError as error:
+        return _Failed(type(error), str(error)), peak_bytes()
+
+
+def _run_apart(watch: Watch, name: str, call: Callable[[Steps], Returned]) -> tuple[Returned, int]:
+    context = multiprocessing.get_context("spawn")  # fork after threads of torch would hang
+    queue = context.Queue()
+    with ProcessPoolExecutor(
+        1, mp_context=context, initializer=_start, initargs=(queue, os.getpid())
+    ) as executor:
+        future: Future[tuple[Any, int]] = executor.submit(_call, call)  # type: ignore[arg-type]
+        try:
+            while not wait([future], timeout=_POLL_S).done:
+                _drain(queue, watch)
+            result, peak = future.result()
+        except BrokenProcessPool:
+            raise ExportError(
+                f"the process for '{name}' was ended from outside, most likely by the system for "
+                "want of memory. Close other programs, or export on a machine with more memory."
+            ) from None
+        except BaseException:
+            for process in multiprocessing.active_children():
+                if process.name.startswith("SpawnProcess"):
+                    process.terminate()
+            raise
+        _drain(queue, watch, last=True)
+    queue.close()
+    if isinstance(result, _Failed):
+        error = result.kind.__new__(result.kind, result.message)
+        raise error
+    return result, peak
+
+
+def _drain(queue: Any, watch: Watch, *, last: bool = False) -> None:
+    while True:
+        try:
+            kind, *rest = queue.get(timeout=0.05) if last else queue.get_nowait()
+        except Empty:
+            return
+        getattr(watch, kind)(*rest)
+
+
+__all__ = ["StageRunner"]

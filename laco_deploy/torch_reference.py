@@ -1,0 +1,74 @@
+"""The PyTorch model as the one that exports are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from laco_deploy.model.checkpoint import unwarned
+from laco_deploy.model.image_processing import LacoImageProcessor
+from laco_deploy.model.modeling import LacoForConditionalGeneration
+from laco_export.protocols import Floats, GreedyAnswer
+
+
+class TorchReference:
+    """The model itself, asked through its own public methods.
+
+    Args:
+        model: in evaluation mode.
+        images: the checkpoint's own processor of images.
+    """
+
+    def __init__(self, model: LacoForConditionalGeneration, images: LacoImageProcessor) -> None:
+        self._model = model
+        self.images = images
+
+    def preprocess(self, image: NDArray[np.uint8]) -> Floats:
+        """[H, W, 3] -> [1, 3, S, S]."""
+        values = self.images(image, return_tensors="np")["pixel_values"]
+        return np.asarray(values, np.float32).reshape(1, *np.shape(values)[-3:])
+
+    def image_features(self, pixel_values: Floats) -> Floats:
+        """[tiles, 3, S, S] -> [tiles, N', D]."""
+        with torch.no_grad():
+            features = self._model.get_image_features(torch.from_numpy(pixel_values))
+        return features.numpy()
+
+    def logits_at(
+        self, pixel_values: Floats, ids: Sequence[int], positions: Sequence[int]
+    ) -> Floats:
+        """Logits at some positions of one pass over all of `ids`, [positions, V]."""
+        with torch.no_grad():
+            output = self._model(
+                input_ids=torch.tensor([list(ids)]),
+                pixel_values=torch.from_numpy(pixel_values),
+            )
+        return output.logits[0, list(positions)].numpy()  # type: ignore[no-any-return]
+
+    def greedy(self, pixel_values: Floats, ids: Sequence[int], max_new_tokens: int) -> GreedyAnswer:
+        """transformers' own `generate`, past stop tokens."""
+        prompt = torch.tensor([list(ids)])
+        model: Any = self._model  # `generate` is typed for other classes
+        with unwarned():  # it warns, for every image, that nothing will stop it
+            output = model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                pixel_values=torch.from_numpy(pixel_values),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=-1,  # no token has it, so nothing ends the answer early
+                pad_token_id=0,  # never used
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        return GreedyAnswer(
+            tokens=tuple(output.sequences[0, len(ids) :].tolist()),
+            logits=torch.cat(output.logits).numpy(),  # [new tokens, V]
+        )
+
+
+__all__ = ["TorchReference"]
