@@ -121,6 +121,9 @@ answers of {found.greedy_tokens} tokens about {found.answered_images} images.
 {_noise(found)}"""
 
 
+SIGNS = {"at least": "≥", "at most": "≤"}
+
+
 def parity_rows(parity: Parity) -> list[tuple[str, str, str, str, str]]:
     """Stage, figure, what was found, what was asked for, and the verdict, for a table."""
     return [
@@ -128,7 +131,7 @@ def parity_rows(parity: Parity) -> list[tuple[str, str, str, str, str]]:
             check.stage,
             MEASURES.get(check.measure, check.measure),
             figure(check.found),
-            "-" if check.limit is None else f"{check.wanted} {figure(check.limit)}",
+            "-" if check.limit is None else f"{SIGNS[check.wanted]} {figure(check.limit)}",
             "" if check.limit is None else ("met" if check.met else "missed"),
         )
         for check in parity.checks

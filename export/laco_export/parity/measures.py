@@ -17,21 +17,21 @@ from laco_export.protocols import Floats
 Doubles = NDArray[np.float64]
 
 MEASURES: dict[str, str] = {
-    "pixels_max": "pixel values, largest difference",
-    "cosine_min": "cosine of a visual token, least",
-    "cosine_p01": "cosine of a visual token, 1st percentile",
-    "cosine_mean": "cosine of a visual token, mean",
-    "logits_max": "logits, largest difference",
-    "logits_p999": "logits after the prompt, 99.9th percentile of differences",
-    "cache_max": "logits behind the KV cache against a full pass, largest difference",
-    "kl_mean": "KL divergence of the next token, mean",
-    "kl_p999": "KL divergence of the next token, 99.9th percentile",
-    "top1": "same likeliest token, share",
-    "exact": "greedy answers identical, share",
-    "top5": "at the first other token each in the other's best five, share",
-    "fdt": "first other token, share of the answer before it",
+    "pixels_max": "pixel value, max difference",
+    "cosine_min": "visual token cosine, min",
+    "cosine_p01": "visual token cosine, p1",
+    "cosine_mean": "visual token cosine, mean",
+    "logits_max": "logits, max difference",
+    "logits_p999": "logits, p99.9 difference",
+    "cache_max": "KV cache vs full pass, max",
+    "kl_mean": "next-token KL, mean",
+    "kl_p999": "next-token KL, p99.9",
+    "top1": "same top-1 token, share",
+    "exact": "same greedy answer, share",
+    "top5": "other token in top 5, share",
+    "fdt": "first other token, place",
 }
-"""What each figure is, for people."""
+"""What each figure is, for people; docs/export.md says it at length."""
 
 
 @dataclass(slots=True)
