@@ -317,7 +317,7 @@ def _bad_k(folder: Path) -> None:
         (_without_weights, CheckpointNotFoundError, "holds no weights"),
         (_cut_weights, CheckpointError, "cannot be read"),
         (_other_width, CheckpointError, "6 unexpected keys: model.vision_encoder.mergers.1.*, ..."),
-        (_other_language_width, CheckpointError, r"keys of another shape: .*\(104, 48\)"),
+        (_other_language_width, CheckpointError, r"keys of another shape: .*\(104, 64\)"),
         (
             _more_blocks,
             CheckpointError,
