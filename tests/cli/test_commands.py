@@ -149,9 +149,7 @@ def test_export_shows_every_figure_beside_what_is_asked_for(
     shown = capsys.readouterr().out
     assert code == 0
     assert "8 of 8 answers identical" in shown
-    assert re.search(
-        r"vision_encoder +visual token cosine, min +1 +≥ 0.99999 +met", shown
-    )
+    assert re.search(r"vision_encoder +visual token cosine, min +1 +≥ 0.99999 +met", shown)
     assert asked["precision"] == "int8"
     assert (asked["vision_precision"], asked["llm_precision"]) == ("fp32", None)
     assert asked["baselines"] == ("external", "uncompressed")
