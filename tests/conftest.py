@@ -7,7 +7,6 @@ import socket
 from collections.abc import Iterator
 from importlib import metadata
 from ipaddress import ip_address
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -88,13 +87,3 @@ def bundle_for(tmp_path_factory: pytest.TempPathFactory) -> RandomBundles:
     from tests.bundles import RandomBundles  # torch only where a test needs it
 
     return RandomBundles(tmp_path_factory.mktemp("bundles"))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of training come first.
-
-    They fork data workers, and to fork a process in which two engines have started their threads is
-    not safe: with OpenVINO and ONNX Runtime loaded it ended the whole run (SIGSEGV).
-    """
-    training = Path(__file__).parent / "training"
-    items.sort(key=lambda item: not item.path.is_relative_to(training))
