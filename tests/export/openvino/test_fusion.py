@@ -37,7 +37,7 @@ def fused(path: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    "precisions", [Precisions("fp32", "fp32"), Precisions("int8", "int8")], ids=str
+    "precisions", [Precisions("fp32", "fp32"), Precisions("int8w", "int8")], ids=str
 )
 def test_every_layer_has_attention_fused_with_its_cache_and_a_float_mask(
     compiled: Compile, precisions: Precisions
@@ -52,7 +52,7 @@ def test_every_layer_has_attention_fused_with_its_cache_and_a_float_mask(
 
 
 @pytest.mark.parametrize(
-    "precisions", [Precisions("fp32", "fp32"), Precisions("int8", "int8")], ids=str
+    "precisions", [Precisions("fp32", "fp32"), Precisions("int8w", "int8")], ids=str
 )
 def test_every_layer_can_become_paged_attention(compiled: Compile, precisions: Precisions) -> None:
     from openvino._offline_transformations import paged_attention_transformation

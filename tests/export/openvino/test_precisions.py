@@ -27,7 +27,9 @@ from tests.export.openvino.work import (
 EXACT = Precisions("fp32", "fp32")
 FLOATS16 = Precisions("fp16", "fp16")
 BFLOATS = Precisions("bf16", "bf16")
-INT8 = Precisions("int8", "int8")
+INT8 = Precisions("int8w", "int8")
+ACTIVATIONS = Precisions("int8", "int8")
+"""NNCF's statistics ended a long run of tests once (SIGSEGV); a run of its own has them."""
 INT4 = Precisions("int8w", "int4")
 
 
@@ -71,7 +73,13 @@ def test_the_head_of_an_int4_decoder_stays_in_8_bits(compiled: Compile, tiny: So
 
 @pytest.mark.parametrize(
     ("precisions", "cosine", "kl"),
-    [(FLOATS16, 0.9999, 1e-4), (BFLOATS, 0.999, 1e-3), (INT8, 0.99, 2e-2), (INT4, 0.99, 5e-2)],
+    [
+        (FLOATS16, 0.9999, 1e-4),
+        (BFLOATS, 0.999, 1e-3),
+        (INT8, 0.99, 2e-2),
+        (INT4, 0.99, 5e-2),
+        pytest.param(ACTIVATIONS, 0.99, 2e-2, marks=pytest.mark.full),
+    ],
     ids=str,
 )
 def test_answers_stay_near_those_of_fp32(
