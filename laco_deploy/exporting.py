@@ -35,7 +35,7 @@ from laco_export.job import (
     ParitySample,
     VariantSource,
 )
-from laco_export.parity.plan import ParityPlan, check_images, plan_for
+from laco_export.parity.plan import LARGE, ParityPlan, check_images, plan_for
 from laco_export.protocols import ImageEncoder
 from laco_export.targets import TargetOptions
 from laco_runtimes.bundle import check_replaceable
@@ -99,7 +99,7 @@ def export_checkpoint(
     row.precisions.candidates(precision, vision_precision, llm_precision)
     options = options or TargetOptions()
     row.check_options(options)
-    check_images(sum(not one.adversarial for one in parity_samples), plan or ParityPlan())
+    check_images(sum(not one.adversarial for one in parity_samples), plan or LARGE)
     check_replaceable(Path(out))
     for name in baselines:
         choose("baseline", name, BASELINES)
@@ -120,6 +120,15 @@ def export_checkpoint(
         calibration=tuple(calibration),
     )
     return export_bundle(job, Path(out), progress)
+
+
+def default_plan(checkpoint: str | os.PathLike[str]) -> ParityPlan:
+    """How much is compared of a checkpoint where nothing else is asked for.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint.
+    """
+    return plan_for(_size(open_checkpoint(checkpoint).config).total)
 
 
 def build_job(
@@ -301,6 +310,7 @@ def _card(checkpoint: Checkpoint | CheckpointFacts) -> CardFacts:
 __all__ = [
     "BASELINES",
     "build_job",
+    "default_plan",
     "export_checkpoint",
     "load_modules",
 ]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
 from laco_deploy.training.dataset import read_samples
 from laco_export.job import ParitySample
 from laco_export.parity.plan import MIN_IMAGES
+from laco_export.pictures import SIDE, Pixels, black_and_white, flat, noise, stripes, text
 from laco_runtimes.errors import ArgumentError
 
 PARITY_FILE = Path("parity") / "samples.json"
@@ -21,10 +21,6 @@ PARITY_FILE = Path("parity") / "samples.json"
 PROMPTS = ("Describe the image.", "What is in this picture?", "How many objects are there?")
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
-_SIDE = 96
-
-Pixels = NDArray[np.uint8]
 
 
 def parity_samples(
@@ -38,16 +34,10 @@ def parity_samples(
         images: how many. Adversarial ones come on top; with 0 there are none of these either.
 
     Raises:
-        ArgumentError: fewer than `MIN_IMAGES`, and not 0.
         DataError: `data` cannot be read.
     """
     if images == 0:
         return []
-    if images < MIN_IMAGES:
-        raise ArgumentError(
-            f"{images} images are too few to compare the engine with PyTorch. "
-            f"Give at least {MIN_IMAGES}, or 0 to leave the bundle unverified."
-        )
     own = Path(checkpoint) / PARITY_FILE
     source = data if data is not None else own
     found = []
@@ -62,7 +52,7 @@ def parity_samples(
 def patterns(count: int) -> list[ParitySample]:
     """Gradients, stripes, discs and noise in colour, different at every scale."""
     rng = np.random.default_rng(0)
-    y, x = np.mgrid[0:_SIDE, 0:_SIDE] / _SIDE
+    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
     samples = []
     for index in range(count):
         waves = 1 + index % 18 // 3
@@ -72,7 +62,7 @@ def patterns(count: int) -> list[ParitySample]:
             (np.hypot(x - rng.random(), y - rng.random()) < 0.1 + 0.03 * (index % 18)).astype(
                 float
             ),
-            rng.random((_SIDE, _SIDE)),
+            rng.random((SIDE, SIDE)),
         )
         mix = rng.random((len(kinds), 3))
         colour = np.einsum("khw,kc->hwc", np.stack(kinds), mix / mix.sum(axis=0))
@@ -84,27 +74,24 @@ def patterns(count: int) -> list[ParitySample]:
 def adversarial() -> list[ParitySample]:
     """Sixteen images that no camera takes: blank, noise, tiny text, extreme shapes."""
     rng = np.random.default_rng(1)
-
-    def noise(height: int, width: int) -> Pixels:
-        return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-
+    line = np.arange(SIDE)
     makers: dict[str, Callable[[], Pixels]] = {
-        "black": lambda: _flat(0),
-        "white": lambda: _flat(255),
-        "grey": lambda: _flat(128),
-        "red": lambda: _flat((255, 0, 0)),
-        "noise": lambda: noise(_SIDE, _SIDE),
-        "grey noise": lambda: np.repeat(noise(_SIDE, _SIDE)[..., :1], 3, axis=-1),
-        "black or white noise": lambda: (noise(_SIDE, _SIDE) // 128 * 255).astype(np.uint8),
-        "checkerboard of single pixels": lambda: _mask(np.add.outer(_line(), _line()) % 2 > 0),
-        "lines of single pixels": lambda: _mask(np.add.outer(0 * _line(), _line()) % 2 > 0),
-        "one white pixel": lambda: _mask(np.add.outer(_line(), _line()) == _SIDE),
-        "tiny text": lambda: _text(8, 3),
-        "tiny white text": lambda: np.asarray(255 - _text(8, 3), np.uint8),
-        "1 x 1": lambda: noise(1, 1),
-        "1 x 1,000": lambda: noise(1, 1000),
-        "1,000 x 1": lambda: noise(1000, 1),
-        "2 x 400": lambda: _text(8, 1, height=2, width=400),
+        "black": lambda: flat(0),
+        "white": lambda: flat(255),
+        "grey": lambda: flat(128),
+        "red": lambda: flat((255, 0, 0)),
+        "noise": lambda: noise(rng),
+        "grey noise": lambda: np.repeat(noise(rng)[..., :1], 3, axis=-1),
+        "black or white noise": lambda: noise(rng, levels=2),
+        "checkerboard of single pixels": lambda: stripes(1, 1),
+        "lines of single pixels": lambda: stripes(0, 1),
+        "one white pixel": lambda: black_and_white(np.add.outer(line, line) == SIDE),
+        "tiny text": lambda: text(8, 3),
+        "tiny white text": lambda: np.asarray(255 - text(8, 3), np.uint8),
+        "1 x 1": lambda: noise(rng, 1, 1),
+        "1 x 1,000": lambda: noise(rng, 1, 1000),
+        "1,000 x 1": lambda: noise(rng, 1000, 1),
+        "2 x 400": lambda: text(8, 1, height=2, width=400),
     }
     return [
         ParitySample(name, make(), PROMPTS[index % len(PROMPTS)], adversarial=True)
@@ -130,29 +117,6 @@ def calibration_images(folder: Path) -> tuple[Path, ...]:
             f"'{folder}' holds no images ({', '.join(IMAGE_SUFFIXES)}). Give another folder."
         )
     return found
-
-
-def _line() -> NDArray[np.int64]:
-    return np.arange(_SIDE)
-
-
-def _flat(colour: int | tuple[int, int, int]) -> Pixels:
-    return np.broadcast_to(np.array(colour, np.uint8), (_SIDE, _SIDE, 3)).copy()
-
-
-def _mask(mask: NDArray[np.bool_]) -> Pixels:
-    return np.repeat(np.where(mask, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)
-
-
-def _text(size: int, shrink: int, *, height: int = 4 * _SIDE, width: int = 4 * _SIDE) -> Pixels:
-    """Letters of `size` pixels, shrunk by `shrink`: about one pixel a stroke, or less."""
-    page = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(page)
-    words = "the quick brown fox jumps over the lazy dog 0123456789 " * 2
-    for top in range(0, height, size + 2):
-        draw.text((top % 7, top), words, fill="black", font=ImageFont.load_default(size))
-    small = (max(1, width // shrink), max(1, height // shrink))
-    return np.asarray(page.resize(small, Image.Resampling.BOX))
 
 
 __all__ = ["PROMPTS", "adversarial", "calibration_images", "parity_samples", "patterns"]

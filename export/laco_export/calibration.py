@@ -8,6 +8,7 @@ import numpy as np
 
 from laco_export.job import ExportJob
 from laco_export.parity.plan import LARGE_WEIGHTS
+from laco_export.pictures import extremes
 from laco_export.precision import Precisions
 from laco_runtimes.images import ImageSource, load_image, preprocess
 
@@ -15,24 +16,27 @@ CALIBRATED = ("int8", "fp8")
 """Vision precisions that need calibration images."""
 
 IMAGES = 64
-"""Images that are used, of those given."""
+"""Images that are used, of those given; `extremes` come on top."""
 
-LARGE_IMAGES = 8
+LARGE_IMAGES = 4
 """The same for a large model: each takes seconds, and ranges of activations settle early."""
 
 
 def calibration_images(job: ExportJob) -> tuple[ImageSource, ...]:
     """The images that will be used: evenly picked from those given, or from the parity images.
 
-    Adversarial ones would widen ranges beyond what a camera sees, so they are left out.
+    Behind them come `extremes`, so that ranges also hold what no camera sees. The adversarial
+    parity images themselves are left out: they are to judge the result.
     """
     given = job.calibration or tuple(
         sample.image for sample in job.parity_samples if not sample.adversarial
     )
     limit = LARGE_IMAGES if job.size.vision_encoder > LARGE_WEIGHTS else IMAGES
-    if len(given) <= limit:
-        return given
-    return tuple(given[i] for i in np.linspace(0, len(given) - 1, limit).round().astype(int))
+    if not given:
+        return ()
+    if len(given) > limit:
+        given = tuple(given[i] for i in np.linspace(0, len(given) - 1, limit).round().astype(int))
+    return (*given, *extremes())
 
 
 def write_calibration(job: ExportJob, precisions: Precisions, path: Path) -> Path | None:

@@ -33,7 +33,7 @@ def export(
     context: int | None = None,
     decoder: str | None = None,
     parity_data: Path | None = None,
-    parity_images: int = 64,
+    parity_images: int | None = None,
     keep_source: bool = False,
     json: bool = False,
 ) -> None:
@@ -66,7 +66,8 @@ def export(
         Precision of the language model, instead.
     calibration
         Folder of images like those the model will see, for int8 and fp8 of the vision encoder: up
-        to 64 are used, 8 for a large encoder. Default: the images that parity is checked on.
+        to 64 are used, 4 for a large encoder, and 9 rendered extremes beside them. Default: the
+        images that parity is checked on.
     baseline
         Encoders to measure against, comma-separated: uncompressed, external. For latency only.
     layout
@@ -80,20 +81,23 @@ def export(
         JSON file in the format of LLaVA with images to compare on. Default: the checkpoint's own
         test images. Rendered patterns fill up where there are fewer than --parity-images.
     parity_images
-        Images to compare on, at least 64; 16 adversarial ones come on top. 0 compares nothing and
-        seals the bundle as unverified.
+        Images to compare on; 16 adversarial ones come on top. The least, and the default, is 64,
+        and 16 for a model of more than 250 million weights. 0 compares nothing and seals the bundle
+        as unverified.
     keep_source
         Leave the fp32 graphs in the bundle also where the engine does not load them.
     json
         Print what was done as JSON, with seconds and peak memory of every stage.
     """
     import laco_export  # noqa: F401 - first: it names the extra to install when torch is missing
-    from laco_deploy.exporting import export_checkpoint
+    from laco_deploy.exporting import default_plan, export_checkpoint
     from laco_deploy.parity_data import calibration_images, parity_samples
     from laco_deploy.terminal import stage_bar
     from laco_export.targets import TargetOptions
 
     images = calibration_images(calibration) if calibration is not None else ()
+    if parity_images is None:
+        parity_images = default_plan(ckpt).min_images
     with stage_bar() as progress:
         result = export_checkpoint(
             ckpt,

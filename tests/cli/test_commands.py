@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from laco_deploy.cli import run
+from laco_export.parity.plan import LARGE
 from laco_export.targets import TargetOptions
 from tests.bundles import RandomBundles
 
@@ -132,7 +133,10 @@ def test_export_shows_every_figure_beside_what_is_asked_for(
         return result
 
     monkeypatch.setattr(exporting, "export_checkpoint", export_checkpoint)
-    monkeypatch.setattr(parity_data, "parity_samples", lambda *_: [])
+    monkeypatch.setattr(exporting, "default_plan", lambda _: LARGE)
+    monkeypatch.setattr(
+        parity_data, "parity_samples", lambda *given: asked.update(images=given[-1]) or []
+    )
     monkeypatch.setenv("COLUMNS", "200")
     code = laco(
         *("export", "--ckpt", "ckpt", "--target", "openvino", "--out", "engine"),
@@ -150,6 +154,7 @@ def test_export_shows_every_figure_beside_what_is_asked_for(
     assert code == 0
     assert "8 of 8 answers identical" in shown
     assert re.search(r"vision_encoder +visual token cosine, min +1 +≥ 0.99999 +met", shown)
+    assert asked["images"] == LARGE.min_images
     assert asked["precision"] == "int8"
     assert (asked["vision_precision"], asked["llm_precision"]) == ("fp32", None)
     assert asked["baselines"] == ("external", "uncompressed")

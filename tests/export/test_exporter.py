@@ -189,7 +189,7 @@ def test_an_export_that_ends_early_leaves_the_old_bundle(
         ({"options": TargetOptions(context=512)}, "openvino grows.*takes no context"),
         ({"options": TargetOptions(flavour="contrib")}, "unknown decoder flavour for openvino"),
         ({"baselines": ["extern"]}, "unknown baseline 'extern'.*'external'"),
-        ({"parity_samples": random_samples(15)}, "15 images are too few.*at least 64"),
+        ({"parity_samples": random_samples(15)}, "15 images are too few.*at least 16"),
     ],
 )
 def test_a_wrong_argument_is_named_before_any_work(

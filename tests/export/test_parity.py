@@ -188,7 +188,8 @@ def test_pixels_of_another_processor_are_found_out(job: ExportJob) -> None:
     assert pixel_figures(reference, job).values == {"pixels_max": 0.0}
     figures = pixel_figures(reference, darker)
     assert figures.values["pixels_max"] > 0.01
-    with pytest.raises(ParityError, match=r"checkpoint's processor differ.*pixel value, max difference, is 0\.07"):
+    message = r"checkpoint's processor differ.*pixel value, max difference, is 0\.07"
+    with pytest.raises(ParityError, match=message):
         require(judge("preprocessing", figures, {"pixels_max": ("at most", 1e-6)}), "openvino")
 
 
@@ -260,12 +261,14 @@ def test_every_precision_has_limits_and_the_looser_half_rules_the_answers() -> N
     assert visual_row(Precisions("fp32", "int4")) is ROWS["fp32"]
 
 
-def test_a_plan_grows_less_thorough_only_for_large_models_and_never_below_64_images() -> None:
+def test_a_plan_grows_less_thorough_only_for_large_models() -> None:
     assert (plan_for(2_000_000), plan_for(800_000_000)) == (ParityPlan(), LARGE)
-    assert LARGE.min_images == MIN_IMAGES == 64
-    check_images(0, LARGE)
-    with pytest.raises(ArgumentError, match="63 images are too few"):
-        check_images(63, LARGE)
+    assert (ParityPlan().min_images, LARGE.min_images) == (MIN_IMAGES, 16) == (64, 16)
+    for plan in (ParityPlan(), LARGE):
+        check_images(0, plan)
+        check_images(plan.min_images, plan)
+        with pytest.raises(ArgumentError, match=f"{plan.min_images - 1} images are too few"):
+            check_images(plan.min_images - 1, plan)
 
 
 def test_a_prompt_fills_the_context_or_is_refused(
