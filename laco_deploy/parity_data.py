@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from laco_deploy.training.dataset import read_samples
 from laco_export.job import ParitySample
-from laco_export.parity.plan import MIN_IMAGES
+from laco_export.parity.plan import ParityPlan
+from laco_export.parity.questions import spread
 from laco_export.pictures import SIDE, Pixels, black_and_white, flat, noise, stripes, text
 from laco_runtimes.errors import ArgumentError
 
@@ -24,18 +25,25 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 
 
 def parity_samples(
-    checkpoint: str | os.PathLike[str], data: Path | None = None, images: int = MIN_IMAGES
+    checkpoint: str | os.PathLike[str],
+    data: Path | None = None,
+    images: int | None = None,
+    plan: ParityPlan | None = None,
 ) -> list[ParitySample]:
     """The user's own images, else the checkpoint's; rendered patterns where these are too few.
 
     Args:
         checkpoint: checkpoint folder; need not exist (its absence is reported elsewhere).
         data: JSON file in the format of LLaVA.
-        images: how many. Adversarial ones come on top; with 0 there are none of these either.
+        images: how many, by default as many as the plan asks for. Adversarial ones come on top;
+            with 0 there are none of these either.
+        plan: how much is compared; that of a small model by default.
 
     Raises:
         DataError: `data` cannot be read.
     """
+    plan = plan or ParityPlan()
+    images = plan.min_images if images is None else images
     if images == 0:
         return []
     own = Path(checkpoint) / PARITY_FILE
@@ -46,7 +54,9 @@ def parity_samples(
             ParitySample(sample.image.name, sample.image, sample.turns[0].prompt)
             for sample in read_samples(source)
         ][:images]
-    return [*found, *patterns(images - len(found)), *adversarial()]
+    edge_cases = adversarial()
+    some = spread(len(edge_cases), plan.adversarial)
+    return [*found, *patterns(images - len(found)), *(edge_cases[index] for index in some)]
 
 
 def patterns(count: int) -> list[ParitySample]:

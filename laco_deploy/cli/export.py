@@ -81,9 +81,9 @@ def export(
         JSON file in the format of LLaVA with images to compare on. Default: the checkpoint's own
         test images. Rendered patterns fill up where there are fewer than --parity-images.
     parity_images
-        Images to compare on; 16 adversarial ones come on top. The least, and the default, is 64,
-        and 16 for a model of more than 250 million weights. 0 compares nothing and seals the bundle
-        as unverified.
+        Images to compare on, at least 64, which is the default, and 16 adversarial ones on top; of
+        a model of more than 250 million weights at least 16, and 8 on top. 0 compares nothing and
+        seals the bundle as unverified.
     keep_source
         Leave the fp32 graphs in the bundle also where the engine does not load them.
     json
@@ -96,8 +96,7 @@ def export(
     from laco_export.targets import TargetOptions
 
     images = calibration_images(calibration) if calibration is not None else ()
-    if parity_images is None:
-        parity_images = default_plan(ckpt).min_images
+    plan = default_plan(ckpt)
     with stage_bar() as progress:
         result = export_checkpoint(
             ckpt,
@@ -110,7 +109,8 @@ def export(
             calibration=images,
             options=TargetOptions(_names(layout), context, decoder),
             keep_source=keep_source,
-            parity_samples=parity_samples(ckpt, parity_data, parity_images),
+            parity_samples=parity_samples(ckpt, parity_data, parity_images, plan),
+            plan=plan,
             progress=progress,
         )
     if json:

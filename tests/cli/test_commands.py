@@ -135,7 +135,7 @@ def test_export_shows_every_figure_beside_what_is_asked_for(
     monkeypatch.setattr(exporting, "export_checkpoint", export_checkpoint)
     monkeypatch.setattr(exporting, "default_plan", lambda _: LARGE)
     monkeypatch.setattr(
-        parity_data, "parity_samples", lambda *given: asked.update(images=given[-1]) or []
+        parity_data, "parity_samples", lambda *given: asked.update(images=given[2:]) or []
     )
     monkeypatch.setenv("COLUMNS", "200")
     code = laco(
@@ -154,7 +154,7 @@ def test_export_shows_every_figure_beside_what_is_asked_for(
     assert code == 0
     assert "8 of 8 answers identical" in shown
     assert re.search(r"vision_encoder +visual token cosine, min +1 +≥ 0.99999 +met", shown)
-    assert asked["images"] == LARGE.min_images
+    assert (asked["images"], asked["plan"]) == ((None, LARGE), LARGE)
     assert asked["precision"] == "int8"
     assert (asked["vision_precision"], asked["llm_precision"]) == ("fp32", None)
     assert asked["baselines"] == ("external", "uncompressed")

@@ -19,6 +19,8 @@ class ParityPlan:
 
     min_images: int = MIN_IMAGES
     """Fewer images, adversarial ones not counted, are refused; as many are taken by default."""
+    adversarial: int = 16
+    """Adversarial images on top of them, by default."""
     answered: int | None = None
     """Images behind which logits and an answer are compared; None for all."""
     tokens: int = 64
@@ -27,7 +29,7 @@ class ParityPlan:
     """Images on which the fp32 graphs are compared with PyTorch."""
 
 
-LARGE = ParityPlan(min_images=16, answered=8, tokens=32, pytorch=2)
+LARGE = ParityPlan(min_images=16, adversarial=8, answered=8, tokens=32, pytorch=2)
 """A model of 0.8 billion weights takes seconds per image and per answer on a small machine: with
 448 pixels 64 images are 20 TFLOP in the reference alone, and each has 256 visual tokens or more."""
 
