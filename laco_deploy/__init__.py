@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from laco_runtimes.errors import LacoError
     from laco_runtimes.pipeline import Pipeline
     from laco_runtimes.reply import Reply
+    from laco_runtimes.video import Video
 
     __version__: str
 
@@ -22,6 +23,7 @@ _HOMES = {
     "LacoError": "laco_runtimes.errors",
     "Pipeline": "laco_runtimes.pipeline",
     "Reply": "laco_runtimes.reply",
+    "Video": "laco_runtimes.video",
 }
 
 
@@ -43,4 +45,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-__all__ = ["LacoError", "Pipeline", "Reply", "__version__"]
+__all__ = ["LacoError", "Pipeline", "Reply", "Video", "__version__"]

@@ -21,7 +21,8 @@ from laco_deploy.model.checkpoint import (
     load_checkpoint,
     open_checkpoint,
 )
-from laco_deploy.model.config import LacoConfig, square_side
+from laco_deploy.model.config import LacoConfig
+from laco_deploy.model.manifest_facts import language_facts, merger_facts, vision_facts
 from laco_deploy.model.modeling import LacoForConditionalGeneration
 from laco_deploy.model.processing import LacoProcessor
 from laco_deploy.torch_reference import TorchReference
@@ -41,7 +42,7 @@ from laco_export.targets import TargetOptions
 from laco_runtimes.bundle import check_replaceable
 from laco_runtimes.errors import CheckpointError, ExportError
 from laco_runtimes.images import ImageSource
-from laco_runtimes.manifest import MAIN_VARIANT, LanguageFacts, MergerFacts, VisionFacts
+from laco_runtimes.manifest import MAIN_VARIANT, LanguageFacts
 
 COPIED_FILES = (
     "tokenizer.json",
@@ -148,11 +149,9 @@ def build_job(
     Raises:
         ArgumentError: an unknown baseline.
         CheckpointError: a file that belongs into the bundle is missing.
-        ExportError: a language model with attention that is not exported, or a layout of images
-            that a bundle does not have.
+        ExportError: a language model with attention that is not exported.
     """
     config = checkpoint.config
-    _check_images(config)
     names = tuple(dict.fromkeys(baselines))
     variants = [_as_trained(config)]
     variants += [choose("baseline", name, BASELINES)(config) for name in names]
@@ -162,13 +161,7 @@ def build_job(
         target=target,
         precision=precision,
         variants=tuple(variants),
-        vision=VisionFacts(
-            model_type=config.vision.model_type,
-            blocks=config.vision.num_hidden_layers,
-            width=config.vision.hidden_size,
-            image_size=config.image_size,
-            patch_size=square_side(config.vision.patch_size),
-        ),
+        vision=vision_facts(config),
         language=language,
         size=size,
         rope_theta=theta,
@@ -178,6 +171,7 @@ def build_job(
             names,
         ),
         preprocessing=checkpoint.preprocessing,
+        layout=config.image_layout,
         prompt=checkpoint.template,
         files=_files(checkpoint.root),
         parity_samples=tuple(parity_samples),
@@ -201,29 +195,18 @@ def _modules_of(checkpoint: Checkpoint, baselines: Sequence[str]) -> Modules:
     encoders: dict[str, ImageEncoder] = {MAIN_VARIANT: model}
     encoders |= {name: baseline_encoder(name, config, model) for name in baselines}
     processor = LacoProcessor.from_pretrained(checkpoint.root, local_files_only=True)
+    newline = model.model.image_newline
     return Modules(
         encoders=encoders,
         body=model.model.language_model,
         head=model.lm_head,
         reference=TorchReference(model, processor.image_processor),
+        newline=None if newline is None else newline.detach().numpy(),
     )
 
 
 def _as_trained(config: LacoConfig) -> VariantSource:
-    mergers = tuple(
-        MergerFacts(kind=one.kind, after_block=one.after_block, ratio=one.ratio)
-        for one in config.merger_specs
-    )
-    return VariantSource(MAIN_VARIANT, mergers, config.merged_grid)
-
-
-def _check_images(config: LacoConfig) -> None:
-    """A runtime shows an image as one tile, without a vector behind it."""
-    if config.image_newline or config.image_mode != "square":
-        raise ExportError(
-            "the model cuts an image into tiles or ends it with image_newline, which a bundle does "
-            "not do yet. Train with `--set image_mode=square image_newline=false`."
-        )
+    return VariantSource(MAIN_VARIANT, merger_facts(config), config.merged_grid)
 
 
 def _size(config: LacoConfig) -> ModelSize:
@@ -256,18 +239,7 @@ def _language_facts(config: LacoConfig) -> tuple[LanguageFacts, float]:
             "the language model uses scaled rotary embeddings or sliding-window attention, which "
             "are not exported. Use one with plain rotary embeddings and full attention."
         )
-    heads = text.num_attention_heads
-    facts = LanguageFacts(
-        model_type=text.model_type,
-        layers=text.num_hidden_layers,
-        hidden_size=text.hidden_size,
-        heads=heads,
-        kv_heads=text.num_key_value_heads or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        vocab_size=text.vocab_size,
-        max_positions=text.max_position_embeddings,
-    )
-    return facts, float(rope["rope_theta"])
+    return language_facts(config), float(rope["rope_theta"])
 
 
 def _files(root: Path) -> dict[str, Path]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from laco_deploy.model.checkpoint import unwarned
 from laco_deploy.model.image_processing import LacoImageProcessor
 from laco_deploy.model.modeling import LacoForConditionalGeneration
-from laco_export.protocols import Floats, GreedyAnswer
+from laco_export.protocols import Floats, GreedyAnswer, Size
 
 
 class TorchReference:
@@ -28,9 +28,8 @@ class TorchReference:
         self.images = images
 
     def preprocess(self, image: NDArray[np.uint8]) -> Floats:
-        """[H, W, 3] -> [1, 3, S, S]."""
-        values = self.images(image, return_tensors="np")["pixel_values"]
-        return np.asarray(values, np.float32).reshape(1, *np.shape(values)[-3:])
+        """[H, W, 3] -> [tiles, 3, S, S]."""
+        return np.asarray(self.images(image, return_tensors="np")["pixel_values"], np.float32)
 
     def image_features(self, pixel_values: Floats) -> Floats:
         """[tiles, 3, S, S] -> [tiles, N', D]."""
@@ -39,17 +38,27 @@ class TorchReference:
         return features.numpy()
 
     def logits_at(
-        self, pixel_values: Floats, ids: Sequence[int], positions: Sequence[int]
+        self,
+        pixel_values: Floats,
+        ids: Sequence[int],
+        positions: Sequence[int],
+        size: Size | None = None,
     ) -> Floats:
         """Logits at some positions of one pass over all of `ids`, [positions, V]."""
         with torch.no_grad():
             output = self._model(
                 input_ids=torch.tensor([list(ids)]),
-                pixel_values=torch.from_numpy(pixel_values),
+                **_image(pixel_values, size),
             )
         return output.logits[0, list(positions)].numpy()  # type: ignore[no-any-return]
 
-    def greedy(self, pixel_values: Floats, ids: Sequence[int], max_new_tokens: int) -> GreedyAnswer:
+    def greedy(
+        self,
+        pixel_values: Floats,
+        ids: Sequence[int],
+        max_new_tokens: int,
+        size: Size | None = None,
+    ) -> GreedyAnswer:
         """transformers' own `generate`, past stop tokens."""
         prompt = torch.tensor([list(ids)])
         model: Any = self._model  # `generate` is typed for other classes
@@ -57,7 +66,7 @@ class TorchReference:
             output = model.generate(
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
-                pixel_values=torch.from_numpy(pixel_values),
+                **_image(pixel_values, size),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 eos_token_id=-1,  # no token has it, so nothing ends the answer early
@@ -69,6 +78,15 @@ class TorchReference:
             tokens=tuple(output.sequences[0, len(ids) :].tolist()),
             logits=torch.cat(output.logits).numpy(),  # [new tokens, V]
         )
+
+
+def _image(pixel_values: Floats, size: Size | None) -> dict[str, torch.Tensor]:
+    """One image as the model takes it, [tiles, 3, S, S]."""
+    values = {
+        "pixel_values": torch.from_numpy(pixel_values),
+        "num_tiles": torch.tensor([len(pixel_values)]),
+    }
+    return values if size is None else {**values, "image_sizes": torch.tensor([size])}
 
 
 __all__ = ["TorchReference"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from laco_export.job import CardFacts
 from laco_export.parity.measures import MEASURES
 from laco_export.parity.verdict import STAGES, figure
-from laco_runtimes.manifest import BundleFacts, Parity, Variant
+from laco_runtimes.manifest import BundleFacts, ImageLayout, Parity, Variant
 
 NOT_STATED = "not stated"
 
@@ -41,6 +41,7 @@ def _summary(card: CardFacts, facts: BundleFacts) -> str:
             f"{vision.model_type}, {vision.blocks} blocks of width {vision.width}, images of "
             f"{vision.image_size} x {vision.image_size} pixels in patches of {vision.patch_size}",
         ),
+        ("Images", _images(facts.layout)),
         (
             "Language model",
             f"{language.model_type}, {language.layers} layers of width {language.hidden_size}, "
@@ -49,11 +50,12 @@ def _summary(card: CardFacts, facts: BundleFacts) -> str:
     ]
     table = ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows)]
     variants = [
-        "| variant | mergers | visual tokens per image |",
+        "| variant | mergers | visual tokens |",
         "|---|---|---|",
         *(
             f"| {one.name}{' (for timing only)' if one.latency_only else ''} "
-            f"| {_mergers(one, facts.vision.blocks)} | {one.tokens_per_tile} of {patches} patches |"
+            f"| {_mergers(one, facts.vision.blocks)} "
+            f"| {facts.said_tokens(one)}, from {patches} patches |"
             for one in facts.variants
         ),
     ]
@@ -65,6 +67,16 @@ def _summary(card: CardFacts, facts: BundleFacts) -> str:
         "",
     ]
     return "\n".join([*opening, *table, "", *variants, ""])
+
+
+def _images(layout: ImageLayout) -> str:
+    shown = "one tile"
+    if layout.image_mode == "anyres":
+        shown = (
+            "alone in a prompt: a tile of the whole and a grid of tiles of its parts, of which at "
+            f"most about {layout.max_tiles} tiles' tokens are kept; among others: one tile"
+        )
+    return shown + (", with `image_newline` at the ends" if layout.newline else "")
 
 
 def _mergers(variant: Variant, blocks: int) -> str:

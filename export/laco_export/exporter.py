@@ -36,7 +36,6 @@ from laco_runtimes.graphs import DecoderForm
 from laco_runtimes.manifest import (
     FORMAT_VERSION,
     MAIN_VARIANT,
-    TOKENIZER_NAME,
     BundleFacts,
     EngineFacts,
     Manifest,
@@ -99,6 +98,7 @@ def export_bundle(job: ExportJob, out: Path, progress: Progress | None = None) -
         job.precision, job.vision_precision, job.llm_precision
     )
     target.check_options(job.options)
+    target.check_images(job.options, job.layout)
     check_images(sum(not one.adversarial for one in job.parity_samples), job.plan)
     out = out.resolve()
     check_replaceable(out)
@@ -153,7 +153,7 @@ class _Export:
             shutil.copyfile(source, root / name)
         asked = None
         if job.parity_samples:
-            asked = questions.prepare(job, root / TOKENIZER_NAME, work / "squares.npy")
+            asked = questions.prepare(job, root, work / "squares")
         form = self.target.form(candidates[0], job.language, job.options)
         written = self.runner.run("graphs", write_graphs, job, form, root, work, asked)
         reference = None
@@ -170,6 +170,7 @@ class _Export:
                 format_version=FORMAT_VERSION,
                 created_by=f"laco-deploy {own_version()}",
                 preprocessing=job.preprocessing,
+                layout=job.layout,
                 prompt=job.prompt,
                 variants=variants,
                 parity=parity,
@@ -276,6 +277,7 @@ class _Export:
                 facts=facts,
                 variants=variants,
                 preprocessing=job.preprocessing,
+                layout=job.layout,
                 prompt=job.prompt,
                 options=job.options,
             )

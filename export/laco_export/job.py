@@ -13,10 +13,10 @@ from pathlib import Path
 from torch import nn
 
 from laco_export.parity.plan import ParityPlan
-from laco_export.protocols import ImageEncoder, LanguageBody, Reference
+from laco_export.protocols import Floats, ImageEncoder, LanguageBody, Reference
 from laco_export.targets.base import TargetOptions
 from laco_runtimes.images import ImageSource, Preprocessing
-from laco_runtimes.manifest import LanguageFacts, MergerFacts, VisionFacts
+from laco_runtimes.manifest import ImageLayout, LanguageFacts, MergerFacts, VisionFacts
 from laco_runtimes.prompt import PromptTemplate
 
 
@@ -29,6 +29,8 @@ class Modules:
     body: LanguageBody
     head: nn.Linear
     reference: Reference
+    newline: Floats | None = None
+    """`image_newline`, [D]; None where the model has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,8 @@ class ExportJob:
     """Loads the model. For work in other processes it must be picklable: a function of a module, or
     a `functools.partial` of one."""
     preprocessing: Preprocessing
+    layout: ImageLayout = field(default_factory=ImageLayout)
+    """How images become tiles, and their tokens visual tokens."""
     prompt: PromptTemplate
     files: Mapping[str, Path]
     """Files to copy, by their name in the bundle; `tokenizer.json` must be among them."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from laco_runtimes.memory import available_bytes, readable
+
 if TYPE_CHECKING:  # a process that only measures itself needs no torch
     from laco_export.job import ExportJob
-
-GB = 1e9
 
 LARGE_BYTES = 1_000_000_000
 """Models with more weights than this, in float32, are handled in processes of their own."""
@@ -58,12 +57,6 @@ def forecast(job: ExportJob) -> Forecast:
     )
 
 
-def available_bytes() -> int | None:
-    """Memory that can still be had, within the limit of a container; None where nobody says."""
-    found = [value for value in (_meminfo("MemAvailable"), _cgroup_left()) if value is not None]
-    return min(found, default=None)
-
-
 def peak_bytes() -> int:
     """Most physical memory that this process has held; 0 where the system does not say."""
     status = Path("/proc/self/status")
@@ -76,31 +69,6 @@ def peak_bytes() -> int:
     # In bytes on macOS, in kilobytes elsewhere. On Linux it would begin with the parent's.
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
-def readable(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / GB:.1f} GB" if count >= GB / 10 else f"{count / 1e6:.1f} MB"
-
-
-def _meminfo(key: str) -> int | None:
-    path = Path("/proc/meminfo")
-    if path.exists() and (found := re.search(rf"{key}:\s+(\d+) kB", path.read_text())):
-        return int(found.group(1)) * 1024
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows, macOS
-        return None
-
-
-def _cgroup_left() -> int | None:
-    root = Path("/sys/fs/cgroup")
-    try:
-        limit = (root / "memory.max").read_text().strip()
-        used = int((root / "memory.current").read_text())
-    except (OSError, ValueError):
-        return None
-    return int(limit) - used if limit.isdecimal() else None
 
 
 __all__ = ["LARGE_BYTES", "Forecast", "available_bytes", "forecast", "peak_bytes", "readable"]

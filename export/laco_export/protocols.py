@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Floats = NDArray[np.float32]
+Size = tuple[int, int]
+"""(height, width)."""
 
 
 @runtime_checkable
@@ -78,17 +80,37 @@ class Reference(Protocol):
     """The PyTorch model that an exported engine is compared with."""
 
     def preprocess(self, image: NDArray[np.uint8]) -> Floats:
-        """An RGB image [H, W, 3] to pixel values [1, 3, S, S], by the checkpoint's processor."""
+        """An RGB image [H, W, 3] to pixel values [tiles, 3, S, S], by the checkpoint's processor.
+
+        The image is alone in its prompt.
+        """
 
     def image_features(self, pixel_values: Floats) -> Floats:
         """[tiles, 3, S, S] -> [tiles, N', D]."""
 
     def logits_at(
-        self, pixel_values: Floats, ids: Sequence[int], positions: Sequence[int]
+        self,
+        pixel_values: Floats,
+        ids: Sequence[int],
+        positions: Sequence[int],
+        size: Size | None = None,
     ) -> Floats:
-        """Logits at some positions of one pass over all of `ids`, [positions, V]."""
+        """Logits at some positions of one pass over all of `ids`, [positions, V].
 
-    def greedy(self, pixel_values: Floats, ids: Sequence[int], max_new_tokens: int) -> GreedyAnswer:
+        Args:
+            pixel_values: of one image, [tiles, 3, S, S].
+            ids: with a place for each visual token.
+            positions: in `ids`.
+            size: (height, width) of the image in pixels; needed where it has several tiles.
+        """
+
+    def greedy(
+        self,
+        pixel_values: Floats,
+        ids: Sequence[int],
+        max_new_tokens: int,
+        size: Size | None = None,
+    ) -> GreedyAnswer:
         """The free greedy continuation of a prompt, of full length: stop tokens do not end it."""
 
 
@@ -101,4 +123,5 @@ __all__ = [
     "Reference",
     "RmsNorm",
     "SelfAttention",
+    "Size",
 ]

@@ -32,6 +32,7 @@ from laco_runtimes.manifest import (
     Parity,
     Variant,
 )
+from laco_runtimes.newline import write_newline
 
 SOURCE_FLAVOUR: FlavourName = "stateful"
 """The decoder that is the reference, and the source of all other flavours."""
@@ -79,6 +80,8 @@ def write_graphs(
     """
     with stage(steps, "load", count=0):
         modules = job.load()
+    if modules.newline is not None:
+        write_newline(root, modules.newline)
     for source in job.variants:
         trained = source.name == MAIN_VARIANT
         with stage(steps, f"write vision_encoder{'' if trained else f' ({source.name})'}"):

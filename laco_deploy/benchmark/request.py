@@ -10,13 +10,15 @@ from tokenizers import Tokenizer
 
 from laco_runtimes.bundle import Bundle
 from laco_runtimes.engines import load_engine
-from laco_runtimes.engines.base import LoadedEngine, LoadRequest
+from laco_runtimes.engines.base import Floats, LoadedEngine, LoadRequest
 from laco_runtimes.errors import ContextLengthError
 from laco_runtimes.generation import generate, splice
-from laco_runtimes.images import load_image, preprocess
 from laco_runtimes.manifest import Manifest, Variant
+from laco_runtimes.newline import read_newline
 from laco_runtimes.prompt import encode_text, load_tokenizer
 from laco_runtimes.reply import Timings
+from laco_runtimes.settings import Settings
+from laco_runtimes.visual import VisualPart, arrange, pixel_values, read_visuals
 
 Clock = Callable[[], int]
 """Nanoseconds since some moment."""
@@ -45,11 +47,16 @@ class Contender:
     manifest: Manifest
     tokenizer: Tokenizer
     workload: Workload
+    newline: Floats | None
+    """[D], `image_newline` of the model; None where it has none."""
 
-    @property
-    def prompt_ids(self) -> list[int]:
+    def read_image(self) -> VisualPart:
+        """The image of the workload as tiles."""
+        return _read_image(self.manifest, self.variant, self.workload)
+
+    def prompt_ids(self, visual_tokens: int) -> list[int]:
         """The prompt of a fresh dialogue about one image, with a place for each visual token."""
-        return _prompt_ids(self.manifest, self.tokenizer, self.variant, self.workload.prompt)
+        return _prompt_ids(self.manifest, self.tokenizer, visual_tokens, self.workload.prompt)
 
 
 def load_contender(bundle: Bundle, variant: Variant, workload: Workload) -> Contender:
@@ -61,7 +68,14 @@ def load_contender(bundle: Bundle, variant: Variant, workload: Workload) -> Cont
     engine = load_engine(
         LoadRequest(bundle.root, bundle.manifest, variant, workload.device, workload.threads)
     )
-    return Contender(variant, engine, bundle.manifest, load_tokenizer(bundle.tokenizer), workload)
+    return Contender(
+        variant,
+        engine,
+        bundle.manifest,
+        load_tokenizer(bundle.tokenizer),
+        workload,
+        read_newline(bundle.root, bundle.manifest),
+    )
 
 
 def check_room(bundle: Bundle, workload: Workload) -> None:
@@ -72,7 +86,8 @@ def check_room(bundle: Bundle, workload: Workload) -> None:
     """
     tokenizer, limit = load_tokenizer(bundle.tokenizer), bundle.manifest.language.max_positions
     longest = max(bundle.manifest.variants, key=lambda variant: variant.tokens_per_tile)
-    prompt = len(_prompt_ids(bundle.manifest, tokenizer, longest, workload.prompt))
+    visual_tokens = _read_image(bundle.manifest, longest, workload).tokens
+    prompt = len(_prompt_ids(bundle.manifest, tokenizer, visual_tokens, workload.prompt))
     if prompt + workload.new_tokens > limit:
         raise ContextLengthError(
             f"{prompt} prompt tokens of variant {longest.name!r} and {workload.new_tokens} new "
@@ -89,15 +104,18 @@ def timed_request(contender: Contender, clock: Clock = time.perf_counter_ns) -> 
     manifest, workload = contender.manifest, contender.workload
     vision, language = contender.engine.vision, contender.engine.language
     start = clock()
-    pixels = preprocess(load_image(workload.image), manifest.preprocessing)  # [1, 3, S, S]
-    ids = contender.prompt_ids
+    part = contender.read_image()
+    pixels = pixel_values(part.squares, manifest.preprocessing)  # [tiles, 3, S, S]
+    ids = contender.prompt_ids(part.tokens)
     preprocessed = clock()
-    features = vision.encode(pixels)  # [1, N', D]
+    features = vision.encode(pixels)  # [tiles, N', D]
+    layout = manifest.token_layout(contender.variant)
+    features = arrange(features, part, layout, contender.newline)  # [tokens, D]
     encoded = clock()
     language.rewind(0)
     embeds = splice(language.embed(ids), ids, features, manifest.prompt.image_token_id)
     embedded = clock()
-    tokens = generate(language, embeds, stop=(), max_new_tokens=workload.new_tokens)
+    tokens = generate(language, embeds, ids, (), Settings(), workload.new_tokens)
     next(tokens)
     first = clock()
     after_first = sum(1 for _ in tokens)
@@ -114,10 +132,15 @@ def timed_request(contender: Contender, clock: Clock = time.perf_counter_ns) -> 
     )
 
 
+def _read_image(manifest: Manifest, variant: Variant, workload: Workload) -> VisualPart:
+    [part] = read_visuals([workload.image], manifest.preprocessing, manifest.token_layout(variant))
+    return part
+
+
 def _prompt_ids(
-    manifest: Manifest, tokenizer: Tokenizer, variant: Variant, prompt: str
+    manifest: Manifest, tokenizer: Tokenizer, visual_tokens: int, prompt: str
 ) -> list[int]:
-    turn = manifest.prompt.turn(encode_text(tokenizer, prompt), [variant.tokens_per_tile])
+    turn = manifest.prompt.turn(encode_text(tokenizer, prompt), [visual_tokens])
     return [*manifest.prompt.system, *turn]
 
 

@@ -80,6 +80,7 @@ class BenchJob:
 @dataclass(frozen=True, slots=True)
 class _Measured:
     timings: dict[str, list[Timings]]
+    visual_tokens: dict[str, int]
     prompt_tokens: dict[str, int]
     device: str
     reason: str
@@ -155,9 +156,14 @@ def _measure(
     timings = measure(
         contenders, runs=job.runs, warmup=job.warmup, seed=SEED, clock=clock, advance=advance
     )
+    visual_tokens = {one.variant.name: one.read_image().tokens for one in contenders}
     return _Measured(
         timings=timings,
-        prompt_tokens={one.variant.name: len(one.prompt_ids) for one in contenders},
+        visual_tokens=visual_tokens,
+        prompt_tokens={
+            one.variant.name: len(one.prompt_ids(visual_tokens[one.variant.name]))
+            for one in contenders
+        },
         device=contenders[0].engine.device,
         reason=contenders[0].engine.reason,
     )
@@ -191,7 +197,7 @@ def _result(variant: Variant, measured: _Measured, memory: Memory) -> VariantRes
     return VariantResult(
         name=variant.name,
         latency_only=variant.latency_only,
-        visual_tokens=variant.tokens_per_tile,
+        visual_tokens=measured.visual_tokens[variant.name],
         prompt_tokens=measured.prompt_tokens[variant.name],
         preprocess_ms=distribution([timings.preprocess_ms for timings in own]),
         vision_encode_ms=distribution([timings.vision_encode_ms for timings in own]),

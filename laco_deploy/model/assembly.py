@@ -1,6 +1,6 @@
 """From the visual tokens of tiles to those of images and videos, as LLaVA-OneVision lays them out.
 
-The numbers of tokens are those of `laco_deploy.model.tiling`. Shapes: T tiles, N' tokens of a tile,
+The numbers of tokens are those of `laco_runtimes.tiling`. Shapes: T tiles, N' tokens of a tile,
 D width of the language model.
 """
 
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from laco_deploy.model.tiling import Grid, Size, TokenLayout
 from laco_runtimes.errors import ArgumentError
+from laco_runtimes.tiling import Grid, Size, TokenLayout
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,10 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 
 from laco_deploy.model.merger_spec import MergerSpec
-from laco_deploy.model.tiling import IMAGE_MODES, TokenLayout
 from laco_deploy.model.towers import find_tower
 from laco_runtimes.errors import ConfigError
+from laco_runtimes.manifest import ImageLayout
+from laco_runtimes.tiling import IMAGE_MODES, ImageMode, TokenLayout
 
 VisionConfig = Aimv2VisionConfig | SiglipVisionConfig | InternVLVisionConfig
 
@@ -127,8 +128,19 @@ class LacoConfig(PreTrainedConfig):
         return TokenLayout(
             image_size=self.image_size,
             merged_grid=self.merged_grid,
+            image_mode=cast(ImageMode, self.image_mode),
             max_tiles=self.max_tiles,
             newline=self.image_newline,
+            video_pool_stride=self.video_pool_stride,
+        )
+
+    @property
+    def image_layout(self) -> ImageLayout:
+        """The same settings, as a bundle states them for all its vision encoders."""
+        return ImageLayout(
+            image_mode=cast(ImageMode, self.image_mode),
+            newline=self.image_newline,
+            max_tiles=self.max_tiles,
             video_pool_stride=self.video_pool_stride,
         )
 

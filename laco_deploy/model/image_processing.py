@@ -15,11 +15,11 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
-from laco_deploy.model.tiling import IMAGE_MODES, Size, cut_tiles
 from laco_deploy.model.towers.aimv2 import AIMV2
 from laco_deploy.model.visual_inputs import VisualInput, deal_without_text, read_image
 from laco_runtimes.errors import ArgumentError
 from laco_runtimes.images import Preprocessing, normalise, resize_square
+from laco_runtimes.tiling import IMAGE_MODES, Size, cut_tiles
 
 FIXED_STEPS: Mapping[str, Any] = {
     "do_convert_rgb": True,

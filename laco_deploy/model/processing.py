@@ -12,11 +12,11 @@ from transformers.processing_utils import ProcessorMixin
 
 from laco_deploy.model.config import LacoConfig
 from laco_deploy.model.image_processing import LacoImageProcessor, own_image_processor
-from laco_deploy.model.tiling import TokenLayout
 from laco_deploy.model.visual_inputs import IMAGE_MARK, VIDEO_MARK, deal, deal_without_text
 from laco_runtimes.errors import ArgumentError
 from laco_runtimes.images import Preprocessing
 from laco_runtimes.prompt import DEFAULT_SYSTEM
+from laco_runtimes.tiling import TokenLayout
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
@@ -157,6 +157,7 @@ class LacoProcessor(ProcessorMixin):
         return TokenLayout(
             image_size=self.image_processor.size["height"],
             merged_grid=(rows, columns),
+            image_mode=self.image_processor.image_mode,
             max_tiles=self.max_tiles,
             newline=self.image_newline,
             video_pool_stride=self.video_pool_stride,

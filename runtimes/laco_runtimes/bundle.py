@@ -13,11 +13,13 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from laco_runtimes.display import bundle_html
 from laco_runtimes.errors import ArgumentError, BundleError, BundleNotFoundError
 from laco_runtimes.ir_files import check_ir
 from laco_runtimes.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
+    OLDEST_FORMAT,
     TOKENIZER_NAME,
     BundleFacts,
     Manifest,
@@ -53,6 +55,10 @@ class Bundle:
     def tokenizer(self) -> Path:
         """Path of `tokenizer.json`."""
         return self.root / TOKENIZER_NAME
+
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        return bundle_html(self)
 
     def variant(self, name: str) -> Variant:
         """One vision encoder of the bundle by name.
@@ -189,15 +195,16 @@ def parse_manifest(text: bytes, root: Path) -> Manifest:
             f"the manifest of '{root}' is damaged: {error}. Copy or export the bundle again."
         ) from None
     version = data.get("format_version") if isinstance(data, dict) else None
+    reads = f"this version reads {OLDEST_FORMAT} to {FORMAT_VERSION}"
     if type(version) is int and version > FORMAT_VERSION:
         raise BundleError(
             f"'{root}' was made by a newer version of laco-deploy: its format is {version}, and "
-            f"this version reads {FORMAT_VERSION}. Upgrade laco-deploy, or export the model again."
+            f"{reads}. Upgrade laco-deploy, or export the model again."
         )
-    if type(version) is int and 0 < version < FORMAT_VERSION:
+    if type(version) is int and 0 < version < OLDEST_FORMAT:
         raise BundleError(
             f"'{root}' was made by an older version of laco-deploy: its format is {version}, and "
-            f"this version reads {FORMAT_VERSION}. Export the model again."
+            f"{reads}. Export the model again."
         )
     manifest = _validated(data, root)
     check_names([entry.path for entry in manifest.files], root)

@@ -81,6 +81,13 @@ class EngineError(LacoError, RuntimeError):
     """An engine refused a graph, a device or an input, or failed while running."""
 
 
+class OutOfMemoryError(EngineError, MemoryError):
+    """An engine, or what it runs on, had no memory left for a model or a request.
+
+    A pipeline whose request failed so can be used again at once.
+    """
+
+
 class ExportError(LacoError, RuntimeError):
     """A model could not be written as a graph or compiled for a target."""
 
@@ -93,3 +100,7 @@ class ParityError(ExportError):
 
 class DiskFullError(ExportError, OSError):
     """No room on the disk for a bundle; what stood in its place is as it was."""
+
+
+class DoctorError(LacoError, RuntimeError):
+    """Something on this machine is not as it must be; `laco doctor` has said what."""

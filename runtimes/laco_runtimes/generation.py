@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container, Generator, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -10,11 +11,23 @@ from tokenizers.decoders import DecodeStream
 
 from laco_runtimes.engines.base import Floats, LanguageModel
 from laco_runtimes.errors import EngineError
-
-Select = Callable[[Floats], int]
-"""Picks the next token from its logits, [V]."""
+from laco_runtimes.lookup import PromptLookup
+from laco_runtimes.sampling import Sampler, greedy, log_probabilities
+from laco_runtimes.settings import Settings
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of an answer."""
+
+    id: int
+    logprob: float | None = None
+    """Natural logarithm of its probability as the model gives it, before any setting of sampling;
+    None where it was not asked for."""
+    alternatives: tuple[tuple[int, float], ...] | None = None
+    """The likeliest tokens in its place, as many as asked for: their ids and the same of them."""
 
 
 def splice(embeds: Floats, ids: Sequence[int], features: Floats, image_token_id: int) -> Floats:
@@ -40,49 +53,103 @@ def splice(embeds: Floats, ids: Sequence[int], features: Floats, image_token_id:
     return spliced
 
 
-def greedy(logits: Floats) -> int:
-    """The likeliest token; the lowest id among equals.
-
-    Raises:
-        EngineError: the logits are not numbers.
-    """
-    token = int(np.argmax(logits))
-    if np.isnan(logits[token]):  # argmax of anything with a NaN in it is that NaN
-        raise EngineError(
-            "the decoder's logits are not numbers (NaN). Export with --precision fp32, or use "
-            "another device."
-        )
-    return token
-
-
 def generate(
     language: LanguageModel,
     embeds: Floats,
-    stop: Container[int],
-    max_new_tokens: int,
-    select: Select = greedy,
-) -> Iterator[int]:
+    ids: Sequence[int],
+    stop_ids: Container[int],
+    settings: Settings,
+    limit: int,
+    *,
+    image_token_id: int | None = None,
+) -> Generator[Token, None, None]:
     """Prefill, then decode token by token behind what the KV cache already holds.
 
-    The first `next` runs the prefill, every further one a single decoding step; closing the
-    iterator runs nothing more.
+    The first `next` runs the prefill, every further one a single decoding step; with prompt lookup
+    a step may give several tokens, which are then handed out one by one. Closing the iterator runs
+    nothing more. Once it has ended or was closed, the KV cache holds the prompt and the tokens that
+    were handed out, without the last.
 
     Args:
-        embeds: of the new part of the prompt, [sequence, D].
-        stop: ids that end an answer.
-        max_new_tokens: at least 1.
+        embeds: of what the cache does not hold of the prompt, [sequence, D].
+        ids: of the whole prompt, cached or not; for the repetition penalty and prompt lookup.
+        stop_ids: ids that end an answer.
+        settings: how tokens are picked. Its `stop` and `max_new_tokens` are the caller's business.
+        limit: most tokens of the answer, at least 1: what the context has room for is less than
+            `max_new_tokens` at times.
+        image_token_id: stands in `ids` for visual tokens.
 
     Yields:
-        ids of the answer; one that ended by itself has its stop id as the last, as in
+        tokens of the answer; one that ended by itself has its stop id as the last, as in
         `transformers`' `generate`.
+
+    Raises:
+        EngineError: the engine failed, or its logits are not numbers.
     """
-    logits = language.prefill(embeds)
-    for left in reversed(range(max_new_tokens)):
-        token = select(logits)
-        yield token
-        if token in stop or not left:
+    sampler = Sampler(settings, ids)
+    lookup = None
+    if settings.prompt_lookup:
+        lookup = PromptLookup(ids, settings.prompt_lookup, image_token_id=image_token_id)
+    logits = language.prefill(embeds)[None]  # [1, V]
+    draft: list[int] = []
+    while True:
+        tokens = _picked(sampler, logits, draft, stop_ids, settings)
+        if lookup is not None:
+            for token in tokens:
+                lookup.accept(token.id)
+            if draft:
+                lookup.learn(len(draft), len(tokens) - 1)
+        yield from _handed_out(language, tokens, len(draft))
+        limit -= len(tokens)
+        last = tokens[-1].id
+        if last in stop_ids or not limit:
             return
-        logits = language.step(token)
+        draft = lookup.draft(limit - 1) if lookup is not None else []
+        # [1 + draft, V]
+        logits = language.score([last, *draft]) if draft else language.step(last)[None]
+
+
+def _picked(
+    sampler: Sampler,
+    logits: Floats,
+    draft: Sequence[int],
+    stop_ids: Container[int],
+    settings: Settings,
+) -> list[Token]:
+    """Tokens from [1 + draft, V]: those of the draft that are right, and the one behind them."""
+    tokens: list[Token] = []
+    for row, guess in zip(logits, [*draft, None], strict=True):
+        token = sampler.pick(row)
+        tokens.append(_described(row, token, settings.logprobs))
+        if token in stop_ids:
+            break
+        sampler.accept(token)
+        if token != guess:
+            break
+    return tokens
+
+
+def _handed_out(language: LanguageModel, tokens: Sequence[Token], drafted: int) -> Iterator[Token]:
+    """Hand out the tokens of one step, then take from the cache what was drafted in vain.
+
+    Args:
+        drafted: tokens at the end of the cache that are a draft.
+    """
+    taken = 0
+    try:
+        for token in tokens:
+            taken += 1
+            yield token
+    finally:
+        if drafted >= taken:  # a draft that is wrong, or that was not all wanted
+            language.rewind(language.length - drafted + taken - 1)
+
+
+def _described(logits: Floats, token: int, count: int | None) -> Token:
+    if count is None:
+        return Token(token)
+    own, others = log_probabilities(logits, token, count)
+    return Token(token, own, tuple(others.items()))
 
 
 class Detokenizer:
@@ -110,4 +177,46 @@ class Detokenizer:
         return str(text[self._sent :].rstrip(REPLACEMENT))
 
 
-__all__ = ["Detokenizer", "Select", "generate", "greedy", "splice"]
+class StopStrings:
+    """Ends a text where a stop string begins, however the text is cut into pieces.
+
+    What may still become a stop string is held back. Of several, the one that is complete first
+    counts, and of these the longest.
+
+    Args:
+        stops: none of them empty.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.found: str | None = None
+        """The stop string that ended the text."""
+
+    def push(self, piece: str) -> str:
+        """The text that is certain now; after the end of the text always empty."""
+        if not self._stops or self.found is not None:
+            return "" if self._stops else piece
+        text = self._held + piece
+        ends = [(start + len(s), start, s) for s in self._stops if (start := text.find(s)) >= 0]
+        if ends:
+            _, start, self.found = min(ends)
+            self._held = ""
+            return text[:start]
+        keep = max(_overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """What was held back and became no stop string."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` with which `stop` begins."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+__all__ = ["Detokenizer", "StopStrings", "Token", "generate", "greedy", "splice"]

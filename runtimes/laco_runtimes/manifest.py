@@ -9,10 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from laco_runtimes.images import Preprocessing
 from laco_runtimes.prompt import PromptTemplate
+from laco_runtimes.tiling import ImageMode, TokenLayout
 
 MANIFEST_NAME = "laco.json"
 TOKENIZER_NAME = "tokenizer.json"
-FORMAT_VERSION: Final = 2
+NEWLINE_NAME = "image_newline.npy"
+"""The vector `image_newline` of the model, [D] of float32; only where the model has one."""
+FORMAT_VERSION: Final = 3
+"""Of what is written."""
+OLDEST_FORMAT: Final = 2
+"""Of what is still read: 2 had no `layout`."""
 MAIN_VARIANT = "laco"
 
 FlavourName = Literal["stateful", "static", "contrib", "concat"]
@@ -91,6 +97,27 @@ class Variant(_Strict):
     def tokens_per_tile(self) -> int:
         """N'."""
         return self.merged_grid[0] * self.merged_grid[1]
+
+
+class ImageLayout(_Strict):
+    """How images become tiles and their tokens the visual tokens of a prompt.
+
+    Without any settings, every image is one tile and its tokens are all there is.
+    """
+
+    image_mode: ImageMode = "square"
+    """`anyres` cuts an image that is alone in its prompt into tiles."""
+    newline: bool = False
+    """Whether `image_newline` ends each row of a detail map, each image of one tile, each video."""
+    max_tiles: Count = 9
+    """Of a detail map, at most about as many tokens as so many tiles have."""
+    video_pool_stride: Count = 1
+    """Factor by which the sides of a video frame are pooled."""
+
+    @property
+    def one_tile(self) -> bool:
+        """Whether an image is one tile and nothing else, as most other runtimes show it."""
+        return self.image_mode == "square" and not self.newline
 
 
 class Noise(_Strict):
@@ -216,9 +243,10 @@ class EngineFacts(_Strict):
 class BundleFacts(EngineFacts):
     """What an exporter knows before the bundle is sealed: all of `laco.json` but the file list."""
 
-    format_version: Literal[2]
+    format_version: Literal[2, 3]
     created_by: str
     preprocessing: Preprocessing
+    layout: ImageLayout = ImageLayout()
     prompt: PromptTemplate
     variants: tuple[Variant, ...]
     parity: Parity | None
@@ -246,7 +274,26 @@ class BundleFacts(EngineFacts):
             raise ValueError(f"prompt has id {outside[0]}, which is outside the vocabulary")
         if self.preprocessing.image_size != self.vision.image_size:
             raise ValueError("preprocessing and vision encoder differ in image_size")
+        if self.format_version == OLDEST_FORMAT and self.layout != ImageLayout():
+            raise ValueError(f"format {OLDEST_FORMAT} has no layout")
         return self
+
+    def said_tokens(self, variant: Variant) -> str:
+        """For people: how many visual tokens an image becomes, or each of its tiles."""
+        if self.layout.image_mode == "anyres":
+            return f"{variant.tokens_per_tile} visual tokens per tile"
+        return f"{variant.tokens_per_tile + self.layout.newline} visual tokens per image"
+
+    def token_layout(self, variant: Variant) -> TokenLayout:
+        """How the tokens of tiles become visual tokens, for one vision encoder of the bundle."""
+        return TokenLayout(
+            image_size=self.vision.image_size,
+            merged_grid=variant.merged_grid,
+            image_mode=self.layout.image_mode,
+            max_tiles=self.layout.max_tiles,
+            newline=self.layout.newline,
+            video_pool_stride=self.layout.video_pool_stride,
+        )
 
 
 class Manifest(BundleFacts):
@@ -268,6 +315,8 @@ class Manifest(BundleFacts):
         graphs = [self.embed_tokens, self.decoder, *(v.vision_encoder for v in self.variants)]
         if missing := sorted({TOKENIZER_NAME, *graphs} - set(listed)):
             raise ValueError(f"{missing[0]!r} is not in the list of files")
+        if self.layout.newline != (NEWLINE_NAME in listed):
+            raise ValueError(f"layout.newline and {NEWLINE_NAME!r} belong together")
         return self
 
 
@@ -275,6 +324,8 @@ __all__ = [
     "FORMAT_VERSION",
     "MAIN_VARIANT",
     "MANIFEST_NAME",
+    "NEWLINE_NAME",
+    "OLDEST_FORMAT",
     "TOKENIZER_NAME",
     "BundleFacts",
     "CacheDType",
@@ -282,6 +333,7 @@ __all__ = [
     "EngineFacts",
     "FileEntry",
     "FlavourName",
+    "ImageLayout",
     "LanguageFacts",
     "Manifest",
     "MergerFacts",

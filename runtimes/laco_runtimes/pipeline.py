@@ -1,74 +1,60 @@
-"""`Pipeline`: a bundle, loaded once, that answers questions about images."""
+"""`Pipeline`: a model, loaded once, that answers questions about images."""
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
-import time
-import warnings
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from statistics import fmean
-from typing import cast
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Unpack, cast
 
-import numpy as np
+from laco_runtimes.batch import encode_ahead
+from laco_runtimes.bundle import Bundle
+from laco_runtimes.context import Turn
+from laco_runtimes.errors import ArgumentError, EngineError
+from laco_runtimes.feature_cache import FEATURE_CACHE_BYTES, FeatureCache
+from laco_runtimes.history import History, restore_turns
+from laco_runtimes.keywords import SettingsKeywords
+from laco_runtimes.loading import PipelineInfo, load_model
+from laco_runtimes.lookup import check_lookup
+from laco_runtimes.manifest import MAIN_VARIANT, BundleFacts
+from laco_runtimes.prompt import check_prompt, encode_text
+from laco_runtimes.reply import Reply
+from laco_runtimes.settings import Settings
+from laco_runtimes.stream import ReplyStream
+from laco_runtimes.turn import Request
+from laco_runtimes.turnstile import Control
+from laco_runtimes.visual import VisualSource
+from laco_runtimes.worker import Worker
 
-from laco_runtimes.bundle import open_bundle
-from laco_runtimes.engines import load_engine
-from laco_runtimes.engines.base import Floats, LoadRequest
-from laco_runtimes.errors import ArgumentError, ContextLengthError
-from laco_runtimes.generation import Detokenizer, generate, splice
-from laco_runtimes.images import ImageSource, load_image, preprocess
-from laco_runtimes.manifest import MAIN_VARIANT
-from laco_runtimes.prompt import check_prompt, encode_text, load_tokenizer
-from laco_runtimes.reply import Reply, ReplyStream, Timings
+if TYPE_CHECKING:
+    from laco_runtimes.async_stream import AsyncReplyStream
 
-logger = logging.getLogger("laco")
-
-DEFAULT_NEW_TOKENS = 128
-
-STALLED_S = 1.0
-"""How long a chat waits for a stream that its own thread holds open, before it gives up."""
-
-Images = ImageSource | Sequence[ImageSource] | None
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineInfo:
-    """What a pipeline runs on."""
-
-    engine: str
-    device: str
-    """In the engine's own words."""
-    reason: str
-    """Why this device."""
-    variant: str
-    latency_only: bool
-    """The variant is a baseline whose words mean nothing."""
-    visual_tokens: int
-    """Per image."""
+Images = VisualSource | Sequence[VisualSource] | None
 
 
 class Pipeline:
-    """A bundle, verified and loaded.
+    """A bundle or a checkpoint, verified and loaded.
 
-    Safe to share between threads: requests queue, one runs at a time. Each request is a dialogue of
-    its own.
+    Safe to share between threads: requests queue, one runs at a time. Not to be used in a process
+    forked after it was loaded: engines keep threads, which a fork leaves behind.
+
+    What a prompt begins with and the KV cache still holds is not computed again (`cached_tokens` of
+    the reply), nor are visual tokens of an image that was seen before.
 
     Args:
-        path: bundle folder that `laco export` wrote.
+        path: bundle folder that `laco export` wrote, or checkpoint folder, run by PyTorch.
         device: `auto`, or a device in the engine's own words; an explicit one never falls back.
         variant: vision encoder to use; `laco`, or a baseline of the bundle.
         threads: CPU threads per inference; None leaves it to the engine.
         public_key: PEM file of the key that must have signed the bundle; None asks for none.
+        feature_cache_bytes: budget for visual tokens of images seen before; 0 keeps none.
 
     Raises:
         BundleNotFoundError: no bundle at `path`.
         BundleError: a bundle that is damaged, was changed, or is of another version.
+        CheckpointError: a checkpoint that cannot be read.
         SignatureError: `public_key` is given, and the bundle is not as its owner signed it.
-        ArgumentError: an unknown variant, or less than one thread.
+        ArgumentError: an unknown variant, less than one thread, or a negative budget.
         MissingPackageError: the engine's package is not installed.
         EngineError: the engine refused the device or a graph.
     """
@@ -80,198 +66,179 @@ class Pipeline:
         variant: str = MAIN_VARIANT,
         threads: int | None = None,
         public_key: str | os.PathLike[str] | None = None,
+        feature_cache_bytes: int = FEATURE_CACHE_BYTES,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise ArgumentError(f"threads is {threads}. Give at least 1, or leave it out.")
-        self.bundle = open_bundle(path, public_key=public_key)
-        self._variant = self.bundle.variant(variant)
-        self._tokenizer = load_tokenizer(self.bundle.tokenizer)
-        manifest = self.bundle.manifest
-        engine = load_engine(
-            LoadRequest(self.bundle.root, manifest, self._variant, device, threads)
-        )
-        self._vision, self._language = engine.vision, engine.language
-        self.info = PipelineInfo(
-            engine=manifest.target,
-            device=engine.device,
-            reason=engine.reason,
-            variant=variant,
-            latency_only=self._variant.latency_only,
-            visual_tokens=self._variant.tokens_per_tile,
-        )
-        self._lock = threading.Lock()
-        self._last_thread: int | None = None
-        logger.info("%s on %s: %s", manifest.target, engine.device, engine.reason)
-        if manifest.unverified is not None:
-            logger.warning(
-                "unverified, so answers may differ from the model's: %s", manifest.unverified
-            )
-        if self._variant.latency_only:
-            warnings.warn(
-                f"variant {variant!r} was not trained this way: it is right about time and memory, "
-                "and its words mean nothing.",
-                stacklevel=2,
-            )
+        model = load_model(path, device, variant, threads, public_key, feature_cache_bytes)
+        self.info: PipelineInfo = model.info
+        self.facts: BundleFacts = model.facts
+        self.bundle: Bundle | None = model.bundle
+        """None where it runs a checkpoint."""
+        self.feature_cache: FeatureCache = model.feature_cache
+        self._runner = model.runner
+        self._worker = Worker()
+        self._process = os.getpid()
 
     def chat(
-        self, image: Images, prompt: str, *, max_new_tokens: int = DEFAULT_NEW_TOKENS
+        self,
+        image: Images,
+        prompt: str,
+        *,
+        history: History | None = None,
+        on_text: Callable[[str], object] | None = None,
+        **settings: Unpack[SettingsKeywords],
     ) -> Reply:
-        """Answer a prompt about an image; greedy, so the same question has the same answer.
+        """Answer a prompt about an image; greedy by default: the same question, the same answer.
 
         Args:
-            image: a path, the bytes of a file, an RGB array [H, W, 3] of uint8, a PIL image, or a
-                list of these; None for text alone.
+            image: a path, the bytes of a file, an RGB array [H, W, 3] of uint8, a PIL image, a
+                `Video`, or a list of these; None for text alone, or about images in the history.
             prompt: the question. Special tokens spelled out in it are plain text.
-            max_new_tokens: longest answer; the context may end it sooner (`stop_reason` "length").
+            history: a dialogue of `new_history`; the answer becomes its next turn.
+            on_text: is given each piece of the answer as it comes. What it returns ends the answer
+                at once: "stop" keeps what there is, "cancel" drops the turn (`stop_reason` says so)
+                and anything else lets it go on.
+            **settings: fields of `laco_runtimes.settings.Settings`: `max_new_tokens` (128),
+                `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed`, `stop`,
+                `logprobs`, `prompt_lookup`.
 
         Raises:
-            ArgumentError: an empty prompt, or `max_new_tokens` below 1.
+            ArgumentError: an empty prompt, a setting out of range, or one that the engine cannot
+                honour, or a history of another pipeline.
             ImageError: an image that cannot be read.
-            ContextLengthError: no room for an answer behind the prompt.
-            EngineError: the engine failed.
+            ContextLengthError: no room for an answer behind this question alone.
+            OutOfMemoryError: no memory for this request; another may be asked at once.
+            EngineError: the engine failed, or this process was forked.
         """
-        stream = self.stream(image, prompt, max_new_tokens=max_new_tokens)
-        for _ in stream:
-            pass
-        return stream.reply
+        request = self._request(image, prompt, history, settings)
+        return self._runner.run_through(request, on_text)
 
     def stream(
-        self, image: Images, prompt: str, *, max_new_tokens: int = DEFAULT_NEW_TOKENS
+        self,
+        image: Images,
+        prompt: str,
+        *,
+        history: History | None = None,
+        **settings: Unpack[SettingsKeywords],
     ) -> ReplyStream:
         """As `chat`, piece by piece. Until it ends or is closed, other requests wait for it.
 
         Arguments are checked at once; everything else is done, and raised, as it is read.
         """
+        request, control = self._request(image, prompt, history, settings), Control()
+        return ReplyStream(self._runner.run(request, control), control)
+
+    def chat_batch(
+        self, images: Sequence[Images], prompt: str, **settings: Unpack[SettingsKeywords]
+    ) -> list[Reply]:
+        """Ask the same about each of many images; several are encoded at once.
+
+        Args:
+            images: of each answer; each may be a list of several.
+            prompt: as for `chat`.
+            **settings: as for `chat`.
+
+        Raises:
+            LacoError: as `chat`. Where an image cannot be read, a note says which.
+        """
+        asked = self._request(None, prompt, None, settings)
+        sources = [_as_tuple(image) for image in images]
+        ahead = encode_ahead(self._runner.reader, self._runner.turnstile, sources)
+        return [self._runner.run_through(replace(asked, encoded=one)) for one in ahead]
+
+    async def achat(
+        self,
+        image: Images,
+        prompt: str,
+        *,
+        history: History | None = None,
+        **settings: Unpack[SettingsKeywords],
+    ) -> Reply:
+        """As `chat`, without holding up the event loop. Cancelling the task cancels the answer."""
+        async with self.astream(image, prompt, history=history, **settings) as stream:
+            async for _ in stream:
+                pass
+            return stream.reply
+
+    def astream(
+        self,
+        image: Images,
+        prompt: str,
+        *,
+        history: History | None = None,
+        **settings: Unpack[SettingsKeywords],
+    ) -> AsyncReplyStream:
+        """As `stream`, for `async for`. The engine runs ahead of a reader that is slow."""
+        from laco_runtimes.async_stream import AsyncReplyStream  # asyncio is slow to import
+
+        stream = self.stream(image, prompt, history=history, **settings)
+        return AsyncReplyStream(stream, self._worker)
+
+    def new_history(self, saved: str | None = None, images: Images = None) -> History:
+        """A dialogue, empty or as it was saved.
+
+        Args:
+            saved: what `History.to_json` returned, here or in another process.
+            images: those of the saved dialogue, in any order; of no need while the feature cache
+                still holds their visual tokens.
+
+        Raises:
+            ArgumentError: `saved` is something else, or an image of it is not given.
+            ImageError: an image that cannot be read.
+            EngineError: the engine failed, or this process was forked.
+        """
+        self._check_process()
+        turns: Sequence[Turn] = ()
+        if saved is not None:
+            with self._runner.turnstile.turn(Control()):
+                turns = restore_turns(
+                    saved, _as_tuple(images), self._runner.reader, self._runner.tokenizer
+                )
+        return History(self.facts.prompt, self, turns)
+
+    def forget(self) -> None:
+        """Drop the KV state and all cached visual tokens: the next request pays for everything."""
+        self._check_process()
+        with self._runner.turnstile.turn(Control()):
+            self._runner.kv.forget()
+            self.feature_cache.clear()
+
+    def _request(
+        self, image: Images, prompt: str, history: History | None, settings: SettingsKeywords
+    ) -> Request:
+        self._check_process()
         check_prompt(prompt)
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
-            raise ArgumentError("max_new_tokens must be a whole number. Give at least 1.")
-        if max_new_tokens < 1:
-            raise ArgumentError(f"max_new_tokens is {max_new_tokens}. Give at least 1.")
-        images = _as_list(image)
-        return ReplyStream(self._answer(images, prompt, max_new_tokens))
-
-    def _answer(
-        self, images: Sequence[ImageSource], prompt: str, max_new_tokens: int
-    ) -> Generator[str, None, Reply]:
-        template = self.bundle.manifest.prompt
-        stop = template.stop
-        with self._turn():
-            watch = _Stopwatch()
-            ids = self._prompt_ids(prompt, len(images))
-            limit = min(max_new_tokens, self._room(ids))
-            pixels = self._preprocess(images)  # [tiles, 3, S, S]
-            preprocess_ms = watch.lap_ms()
-
-            features = self._vision.encode(pixels) if images else None  # [tiles, N', D]
-            vision_encode_ms = watch.lap_ms()
-
-            embeds = self._language.embed(ids)  # [sequence, D]
-            if features is not None:
-                embeds = splice(embeds, ids, features, template.image_token_id)
-            embed_ms = watch.lap_ms()
-
-            self._language.rewind(0)
-            text = Detokenizer(self._tokenizer)
-            tokens: list[int] = []
-            token_ms: list[float] = []
-            pieces: list[str] = []
-            for token in generate(self._language, embeds, stop, limit):  # prefill, then decode
-                token_ms.append(watch.lap_ms())
-                request_ms = watch.total_ms()
-                tokens.append(token)
-                if token not in stop and (piece := text.push(token)):
-                    pieces.append(piece)
-                    yield piece
-                    self._last_thread = threading.get_ident()
-                watch.lap_ms()  # the reader's time is not the next token's
-            if piece := text.finish():
-                pieces.append(piece)
-                yield piece
-
-        return Reply(
-            text="".join(pieces),
-            tokens=tuple(tokens),
-            stop_reason="stop" if tokens[-1] in stop else "length",
-            prompt_tokens=len(ids),
-            visual_tokens=len(images) * self._variant.tokens_per_tile,
-            timings=Timings(
-                preprocess_ms=preprocess_ms,
-                vision_encode_ms=vision_encode_ms,
-                embed_ms=embed_ms,
-                prefill_ms=token_ms[0],
-                ttft_ms=preprocess_ms + vision_encode_ms + embed_ms + token_ms[0],
-                tpot_ms=fmean(token_ms[1:]) if len(tokens) > 1 else None,
-                request_ms=request_ms,
-                tokens_per_second=1000 * len(tokens) / request_ms,
-            ),
-        )
-
-    def _preprocess(self, images: Sequence[ImageSource]) -> Floats:
-        """Pixel values of all images, one tile each, [tiles, 3, S, S]."""
-        spec = self.bundle.manifest.preprocessing
-        tiles = [preprocess(load_image(image), spec) for image in images]
-        side = spec.image_size
-        return np.concatenate(tiles) if tiles else np.zeros((0, 3, side, side), np.float32)
-
-    def _prompt_ids(self, prompt: str, images: int) -> list[int]:
-        template = self.bundle.manifest.prompt
-        text = encode_text(self._tokenizer, prompt)
-        if template.image_token_id in text:  # a tokenizer that does not mark it as special
+        checked = Settings(**settings)
+        check_lookup(checked, self.info.capabilities)
+        if history is not None and history.owner is not self:
+            raise ArgumentError(
+                "the history is of another pipeline. Make one with new_history of this pipeline; "
+                "to_json carries a dialogue over."
+            )
+        ids = encode_text(self._runner.tokenizer, prompt)
+        if self.facts.prompt.image_token_id in ids:  # a tokenizer that marks it as not special
             raise ArgumentError(
                 "the prompt spells out the model's image token. Give images as images."
             )
-        turn = template.turn(text, [self._variant.tokens_per_tile] * images)
-        return [*template.system, *turn]
+        return Request(
+            prompt=prompt,
+            prompt_ids=tuple(ids),
+            settings=checked,
+            sources=_as_tuple(image),
+            history=history,
+        )
 
-    def _room(self, ids: Sequence[int]) -> int:
-        longest = self.bundle.manifest.language.max_positions
-        if len(ids) + 1 > longest:
-            raise ContextLengthError(
-                f"the prompt takes {len(ids)} tokens and the model holds {longest}, answer "
-                "included. Ask a shorter question or give fewer images."
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise EngineError(
+                "this process was forked after the pipeline was loaded, and the threads of its "
+                "engine were left behind. Load a pipeline here, or start processes with `spawn`."
             )
-        return longest - len(ids)
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Wait until no other request runs.
-
-        A stream that this thread itself left half read would be waited for in vain. It shows in
-        that nobody else has moved it on, and is an error rather than a hang.
-        """
-        while not self._lock.acquire(timeout=STALLED_S):
-            if self._last_thread == threading.get_ident():
-                raise ArgumentError(
-                    "a stream of this pipeline is still open on this thread. Read it to its end or "
-                    "close it first."
-                )
-        self._last_thread = threading.get_ident()
-        try:
-            yield
-        finally:
-            self._last_thread = None
-            self._lock.release()
 
 
-class _Stopwatch:
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter_ns()
-
-    def lap_ms(self) -> float:
-        """Milliseconds since the last lap."""
-        now = time.perf_counter_ns()
-        lap, self._last = now - self._last, now
-        return lap / 1e6
-
-    def total_ms(self) -> float:
-        """Milliseconds from the start to the last lap."""
-        return (self._last - self._start) / 1e6
-
-
-def _as_list(image: Images) -> Sequence[ImageSource]:
+def _as_tuple(image: Images) -> tuple[VisualSource, ...]:
     if image is None:
-        return []
-    return image if isinstance(image, list | tuple) else [cast(ImageSource, image)]
+        return ()
+    return tuple(image) if isinstance(image, list | tuple) else (cast(VisualSource, image),)
 
 
 __all__ = ["Images", "Pipeline", "PipelineInfo"]

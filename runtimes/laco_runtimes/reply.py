@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal
 
-from laco_runtimes.errors import ArgumentError
+from laco_runtimes.display import reply_line, reply_markdown
 
-StopReason = Literal["stop", "length"]
-"""`stop`: the model ended its answer; `length`: the token limit or the context did."""
+if TYPE_CHECKING:
+    from laco_runtimes.generation import Token
+
+StopReason = Literal["stop", "length", "stop_string", "stopped", "cancelled"]
+"""`stop`: the model ended its answer; `length`: the token limit or the context did; `stop_string`:
+a text of `stop` did; `stopped`: the reader did, and keeps it; `cancelled`: the reader did, and a
+history does not have the turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,11 +21,11 @@ class Timings:
     """Wall-clock times of one request, in milliseconds."""
 
     preprocess_ms: float
-    """Image to pixel values, and prompt to token ids."""
+    """Images to the squares the encoder sees, and turns to what fits in the context."""
     vision_encode_ms: float
-    """Pixel values to visual tokens, all images; about 0 without an image."""
+    """Pixels to visual tokens, all images of the turn; about 0 for none, or ones seen before."""
     embed_ms: float
-    """Token ids to embeddings, visual tokens put in their places."""
+    """KV cache cut to what can be kept; ids to embeddings, visual tokens put in their places."""
     prefill_ms: float
     """Embeddings to the first token."""
     ttft_ms: float
@@ -40,72 +44,39 @@ class Reply:
 
     text: str
     tokens: tuple[int, ...]
-    """Ids of the answer; the stop id is the last where `stop_reason` is `stop`."""
+    """Ids of the answer; the stop id is the last where `stop_reason` is `stop`, and those of the
+    stop string where it is `stop_string`."""
     stop_reason: StopReason
     prompt_tokens: int
     """Tokens of the prompt, visual ones among them."""
     visual_tokens: int
+    """Of all images in the dialogue."""
     timings: Timings
+    cached_tokens: int = 0
+    """Tokens of the prompt that were in the KV cache from before and were not prefilled again."""
+    logprobs: tuple[Token, ...] | None = None
+    """Each token with its log-probability and alternatives, where `logprobs` asked for them."""
 
     @property
     def new_tokens(self) -> int:
         """Length of the answer in tokens."""
         return len(self.tokens)
 
+    @property
+    def prefilled_tokens(self) -> int:
+        """Tokens of the prompt that were prefilled."""
+        return self.prompt_tokens - self.cached_tokens
+
     def summary(self) -> str:
         """Counts and times in one line, for a terminal."""
-        times = self.timings
-        per_token = "" if times.tpot_ms is None else f", {times.tpot_ms:.1f} ms per token after it"
-        return (
-            f"{self.visual_tokens} visual of {self.prompt_tokens} prompt tokens, "
-            f"first token after {times.ttft_ms:.0f} ms "
-            f"(vision {times.vision_encode_ms:.0f}, prefill {times.prefill_ms:.0f})"
-            f"{per_token}, {self.new_tokens} new tokens in {times.request_ms:.0f} ms"
-        )
+        return reply_line(self)
+
+    def _repr_markdown_(self) -> str:
+        """For a notebook; nothing that the model says is loaded or run."""
+        return reply_markdown(self)
 
     def __str__(self) -> str:
         return self.text
 
 
-class ReplyStream(Iterator[str]):
-    """The pieces of an answer as they come; `reply` holds the whole once they are all read.
-
-    `close()`, leaving a `with` block, or dropping the stream ends it within one token.
-    """
-
-    def __init__(self, pieces: Generator[str, None, Reply]) -> None:
-        self._pieces = pieces
-        self._reply: Reply | None = None
-
-    def __next__(self) -> str:
-        try:
-            return next(self._pieces)
-        except StopIteration as end:
-            self._reply = end.value or self._reply
-            raise StopIteration from None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop generating. Does nothing on a stream that has ended."""
-        self._pieces.close()
-
-    @property
-    def reply(self) -> Reply:
-        """The whole answer, with its counts and times.
-
-        Raises:
-            ArgumentError: the stream was not read to its end.
-        """
-        if self._reply is None:
-            raise ArgumentError(
-                "the answer is not complete. Read the stream to its end, then ask for its reply."
-            )
-        return self._reply
-
-
-__all__ = ["Reply", "ReplyStream", "StopReason", "Timings"]
+__all__ = ["Reply", "StopReason", "Timings"]

@@ -8,6 +8,7 @@ against them without PyTorch.
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 
 from laco_runtimes.engines.base import Floats, LoadedEngine
 from laco_runtimes.errors import BundleError
-from laco_runtimes.generation import splice
-from laco_runtimes.images import normalise
 from laco_runtimes.manifest import BundleFacts
+from laco_runtimes.newline import read_newline
+from laco_runtimes.tiling import Size
+from laco_runtimes.visual import arrange_tiles, pixel_values
 
 SELFTEST_NAME = "selftest.npz"
 
@@ -80,13 +82,18 @@ def run_selftest(engine: LoadedEngine, root: Path, facts: BundleFacts) -> SelfTe
         BundleError: the bundle has no such file, or it does not fit the manifest.
         EngineError: the engine failed.
     """
+    # That module imports the engines, one of which imports this one.
+    from laco_runtimes.generation import splice
+
     stored = _read(root / SELFTEST_NAME)
     cosines, divergences, agreed = [], [], []
-    for index, square in enumerate(stored["squares"]):
+    newline, layout = read_newline(root, facts), facts.token_layout(facts.variants[0])
+    for index, (rows, size) in enumerate(_images(stored)):
         ids = [int(one) for one in stored["ids"][index] if one >= 0]
-        features = engine.vision.encode(normalise(square, facts.preprocessing)[None])
-        cosines.append(_least_cosine(features[0], stored["features"][index]))
-        embeds = splice(engine.language.embed(ids), ids, features, facts.prompt.image_token_id)
+        features = engine.vision.encode(pixel_values(stored["squares"][rows], facts.preprocessing))
+        cosines.append(_least_cosine(features, stored["features"][rows]))
+        visual = arrange_tiles(features, size, layout, newline)
+        embeds = splice(engine.language.embed(ids), ids, visual, facts.prompt.image_token_id)
         engine.language.rewind(0)
         logits = engine.language.prefill(embeds)
         tokens = [int(one) for one in stored["tokens"][index] if one >= 0]
@@ -105,12 +112,23 @@ def run_selftest(engine: LoadedEngine, root: Path, facts: BundleFacts) -> SelfTe
     engine.language.rewind(0)
     cosine_min, kl_mean, top1 = (float(one) for one in stored["limits"])
     return SelfTest(
-        images=len(stored["squares"]),
+        images=len(cosines),
         cosine_min=min(cosines),
         kl_mean=float(np.mean(divergences)),
         top1=float(np.mean(agreed)),
         limits=(cosine_min, kl_mean, top1),
     )
+
+
+def _images(stored: dict[str, NDArray]) -> Iterator[tuple[slice, Size]]:  # type: ignore[type-arg]
+    """Rows of the tiles of each image, and its height and width."""
+    # Format 2 had one tile for each image, and no need of its size.
+    tiles = stored.get("tiles", np.ones(len(stored["squares"]), np.int64))
+    sizes = stored.get("sizes", np.ones((len(tiles), 2), np.int64))
+    start = 0
+    for count, (height, width) in zip(tiles.tolist(), sizes.tolist(), strict=True):
+        yield slice(start, start + count), (height, width)
+        start += count
 
 
 def _read(path: Path) -> dict[str, NDArray]:  # type: ignore[type-arg]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ class Answers:
 
     @property
     def features(self) -> Floats:
-        """Visual tokens, [images, N', D]."""
+        """Of the tiles of all images in turn, [tiles, N', D]."""
         return self._array("features")
 
     @property
@@ -48,8 +48,8 @@ class AnswerFiles:
 
     Args:
         folder: made.
-        images: how many images.
-        tokens_per_image: N'.
+        tiles: of all images.
+        tokens_per_tile: N'.
         width: D.
         answers: how many answers.
         length: tokens of the longest.
@@ -60,8 +60,8 @@ class AnswerFiles:
         self,
         folder: Path,
         *,
-        images: int,
-        tokens_per_image: int,
+        tiles: int,
+        tokens_per_tile: int,
         width: int,
         answers: int,
         length: int,
@@ -69,7 +69,7 @@ class AnswerFiles:
     ) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
-        self.features: Floats = self._make("features", np.float32, images, tokens_per_image, width)
+        self.features: Floats = self._make("features", np.float32, tiles, tokens_per_tile, width)
         self.logits: Floats = self._make("logits", np.float32, answers, length, vocabulary)
         self.tokens: NDArray[np.int64] = self._make("tokens", np.int64, answers, length)
         self.tokens[:] = UNUSED
@@ -88,6 +88,22 @@ class AnswerFiles:
             if isinstance(array, np.memmap):
                 array.flush()
         return Answers(self.folder)
+
+
+def prompt_embeds(
+    engine: LoadedEngine, asked: QuestionSet, index: int, ids: Sequence[int], features: Floats
+) -> Floats:
+    """Embeddings of a prompt with its image, [sequence, D].
+
+    Args:
+        engine: embeds the ids.
+        asked: the questions.
+        index: of the question whose image it is.
+        ids: of the prompt, or of the prompt and what follows.
+        features: of the tiles of the image, [tiles, N', D].
+    """
+    visual = asked.arranged(index, features)  # [tokens, D]
+    return splice(engine.language.embed(ids), ids, visual, asked.job.prompt.image_token_id)
 
 
 def ask_engine(
@@ -111,8 +127,8 @@ def ask_engine(
     facts = asked.job.language
     files = AnswerFiles(
         folder,
-        images=len(asked.questions),
-        tokens_per_image=asked.job.variants[0].tokens_per_tile,
+        tiles=len(asked.tile_names),
+        tokens_per_tile=asked.job.variants[0].tokens_per_tile,
         width=facts.hidden_size,
         answers=len(asked.answered),
         length=asked.longest,
@@ -120,12 +136,11 @@ def ask_engine(
     )
     rows = {index: row for row, index in enumerate(asked.answered)}
     for index, question in enumerate(asked.questions):
-        features = engine.vision.encode(asked.pixel_values(index))  # [1, N', D]
-        files.features[index] = features[0]
+        features = engine.vision.encode(asked.pixel_values(index))  # [tiles, N', D]
+        files.features[asked.rows(index)] = features
         if index in rows:
             row = rows[index]
-            embeds = engine.language.embed(question.ids)  # [sequence, D]
-            embeds = splice(embeds, question.ids, features, asked.job.prompt.image_token_id)
+            embeds = prompt_embeds(engine, asked, index, question.ids, features)
             engine.language.rewind(0)
             logits = engine.language.prefill(embeds)
             for place in range(question.tokens):
@@ -138,4 +153,4 @@ def ask_engine(
     return files.done()
 
 
-__all__ = ["UNUSED", "AnswerFiles", "Answers", "ask_engine"]
+__all__ = ["UNUSED", "AnswerFiles", "Answers", "ask_engine", "prompt_embeds"]

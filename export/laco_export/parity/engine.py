@@ -9,6 +9,7 @@ import numpy as np
 
 from laco_export.parity.answers import ask_engine
 from laco_export.parity.measures import language_figures, visual_figures
+from laco_export.parity.pytorch import BASELINE_IMAGES
 from laco_export.parity.questions import QuestionSet
 from laco_export.parity.reference import ReferenceResult
 from laco_export.parity.thresholds import language_row, visual_row
@@ -42,9 +43,8 @@ def compare_engine(
     """
     theirs = reference.answers
     ours = ask_engine(engine, asked, folder, step, forced=theirs.tokens)
-    names = [question.name for question in asked.questions]
     answered = [asked.questions[index] for index in asked.answered]
-    visual = visual_figures(theirs.features, ours.features, names)
+    visual = visual_figures(theirs.features, ours.features, asked.tile_names)
     row = language_row(precisions)
     language = language_figures(
         theirs.logits,
@@ -80,16 +80,17 @@ def compare_baseline(
         asked: the questions.
         engine: runs the baseline.
         precisions: what it was compiled in.
-        expected: `.npy` of PyTorch's visual tokens, [images, N', D].
+        expected: `.npy` of PyTorch's visual tokens, [tiles, N', D], of the first images.
 
     Raises:
         ParityError: naming the figures.
     """
     features = np.load(expected, allow_pickle=False)
+    count = min(BASELINE_IMAGES, len(asked.questions))
     found = np.concatenate(
-        [engine.vision.encode(asked.pixel_values(index)) for index in range(len(features))]
+        [engine.vision.encode(asked.pixel_values(index)) for index in range(count)]
     )
-    figures = visual_figures(features, found, [question.name for question in asked.questions])
+    figures = visual_figures(features, found, asked.tile_names)
     checks = judge("vision_encoder", figures, visual_row(precisions).visual)
     require(checks, asked.job.target, figures.worst)
     return checks

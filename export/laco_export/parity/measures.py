@@ -47,7 +47,7 @@ class Figures:
 
 
 def cosines(reference: Floats, found: Floats) -> Doubles:
-    """Of every visual token, [images, N', D] twice -> [images, N']."""
+    """Of every visual token, [tiles, N', D] twice -> [tiles, N']."""
     ours, theirs = found.astype(np.float64), reference.astype(np.float64)
     lengths = np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1)
     result: Doubles = (ours * theirs).sum(-1) / np.maximum(lengths, np.finfo(np.float64).tiny)
@@ -55,10 +55,10 @@ def cosines(reference: Floats, found: Floats) -> Doubles:
 
 
 def visual_figures(reference: Floats, found: Floats, names: Sequence[str]) -> Figures:
-    """Compare visual tokens, [images, N', D], image by image."""
+    """Compare visual tokens, [tiles, N', D], tile by tile; `names` are those of the tiles."""
     each = np.stack(
         [cosines(one, other) for one, other in zip(reference, found, strict=True)]
-    )  # [images, N']
+    )  # [tiles, N']
     least = each.min(axis=1)
     return Figures(
         {

@@ -6,6 +6,7 @@ when that memory is free again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,14 +14,14 @@ import numpy as np
 import torch
 
 from laco_export.job import ExportJob
-from laco_export.parity.answers import AnswerFiles, Answers, ask_engine
+from laco_export.parity.answers import AnswerFiles, Answers, ask_engine, prompt_embeds
 from laco_export.parity.measures import Figures, language_figures, visual_figures
-from laco_export.parity.questions import QuestionSet
+from laco_export.parity.questions import QuestionSet, token_layout
 from laco_export.parity.thresholds import ROWS
 from laco_export.protocols import Floats, ImageEncoder, Reference
 from laco_runtimes.engines.base import LoadedEngine
-from laco_runtimes.generation import splice
-from laco_runtimes.images import load_image, preprocess
+from laco_runtimes.images import load_image
+from laco_runtimes.visual import pixel_values, read_visuals
 
 BASELINE_IMAGES = 2
 """Images on which the visual tokens of a baseline are compared. Its words mean nothing."""
@@ -35,12 +36,17 @@ PIXEL_IMAGES = 8
 def pixel_figures(reference: Reference, job: ExportJob) -> Figures:
     """Pixel values of the runtime against those of the checkpoint's own processor."""
     figures = Figures({"pixels_max": 0.0})
+    layout = token_layout(job)
     # Adversarial ones stand last, and are the ones on which resizing may differ.
     samples = job.parity_samples[:PIXEL_IMAGES] + job.parity_samples[-PIXEL_IMAGES:]
     for sample in samples:
         image = load_image(sample.image)
         theirs = reference.preprocess(np.asarray(image))
-        difference = float(np.abs(preprocess(image, job.preprocessing) - theirs).max())
+        [part] = read_visuals([image], job.preprocessing, layout)
+        ours = pixel_values(part.squares, job.preprocessing)
+        difference = math.inf  # of other tiles
+        if ours.shape == theirs.shape:
+            difference = float(np.abs(ours - theirs).max())
         if not difference <= figures.values["pixels_max"]:
             figures.values["pixels_max"] = difference
             figures.worst["pixels_max"] = sample.name
@@ -58,8 +64,8 @@ def ask_pytorch(reference: Reference, asked: QuestionSet, folder: Path) -> Answe
     facts = asked.job.language
     files = AnswerFiles(
         folder,
-        images=len(asked.questions),
-        tokens_per_image=asked.job.variants[0].tokens_per_tile,
+        tiles=len(asked.tile_names),
+        tokens_per_tile=asked.job.variants[0].tokens_per_tile,
         width=facts.hidden_size,
         answers=len(asked.questions),
         length=asked.longest,
@@ -67,18 +73,19 @@ def ask_pytorch(reference: Reference, asked: QuestionSet, folder: Path) -> Answe
     )
     for row, question in enumerate(asked.questions):
         pixels = asked.pixel_values(row)
-        files.features[row] = reference.image_features(pixels)[0]
-        answer = reference.greedy(pixels, question.ids, question.tokens)
+        files.features[asked.rows(row)] = reference.image_features(pixels)
+        answer = reference.greedy(pixels, question.ids, question.tokens, question.size)
         files.tokens[row, : question.tokens] = answer.tokens
         files.logits[row, : question.tokens] = answer.logits
     answers = files.done()
     ids, positions = _cache_walk(asked, answers)
-    np.save(folder / "cache.npy", reference.logits_at(asked.pixel_values(0), ids, positions))
+    size = asked.questions[0].size
+    np.save(folder / "cache.npy", reference.logits_at(asked.pixel_values(0), ids, positions, size))
     return answers
 
 
 def ask_baselines(encoders: Mapping[str, ImageEncoder], asked: QuestionSet, folder: Path) -> None:
-    """PyTorch's visual tokens of every baseline, `<name>.npy` [images, N', D]."""
+    """PyTorch's visual tokens of every baseline, `<name>.npy` [tiles, N', D]."""
     folder.mkdir()
     for name, encoder in encoders.items():
         count = min(BASELINE_IMAGES, len(asked.questions))
@@ -107,7 +114,7 @@ def onnx_figures(
     ours = ask_engine(engine, asked, folder, step, forced=theirs.tokens)
     names = [question.name for question in asked.questions]
     lengths = [question.tokens for question in asked.questions]
-    visual = visual_figures(theirs.features, ours.features, names)
+    visual = visual_figures(theirs.features, ours.features, asked.tile_names)
     figures = language_figures(
         theirs.logits, ours.logits, lengths, names, tie_margin=ROWS["fp32"].tie_margin
     )
@@ -135,7 +142,7 @@ def _walk(engine: LoadedEngine, asked: QuestionSet, answers: Answers) -> Floats:
     """Logits at the same positions, each piece behind what the KV cache holds, [positions, V]."""
     ids, positions = _cache_walk(asked, answers)
     features = engine.vision.encode(asked.pixel_values(0))
-    embeds = splice(engine.language.embed(ids), ids, features, asked.job.prompt.image_token_id)
+    embeds = prompt_embeds(engine, asked, 0, ids, features)
     engine.language.rewind(0)
     starts = [0, *(position + 1 for position in positions[:-1])]
     return np.stack(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from laco_export.job import ExportJob
-from laco_export.parity.answers import Answers, ask_engine
+from laco_export.parity.answers import Answers, ask_engine, prompt_embeds
 from laco_export.parity.measures import cosines
 from laco_export.parity.pytorch import onnx_figures
 from laco_export.parity.questions import QuestionSet
@@ -18,7 +18,6 @@ from laco_export.parity.verdict import judge, require
 from laco_export.protocols import Floats
 from laco_runtimes.engines import load_engine
 from laco_runtimes.engines.base import LoadedEngine, LoadRequest
-from laco_runtimes.generation import splice
 from laco_runtimes.manifest import Check, EngineFacts, Noise, Variant
 
 
@@ -88,10 +87,10 @@ def ask_reference(
 
 
 def _look(engine: LoadedEngine, asked: QuestionSet) -> tuple[Floats, Floats]:
-    """Visual tokens [1, N', D] and logits after the prompt [V] of the first question."""
+    """Of the first question: features [tiles, N', D] and the logits after the prompt [V]."""
     ids = asked.questions[0].ids
     features = engine.vision.encode(asked.pixel_values(0))
-    embeds = splice(engine.language.embed(ids), ids, features, asked.job.prompt.image_token_id)
+    embeds = prompt_embeds(engine, asked, 0, ids, features)
     engine.language.rewind(0)
     return features, engine.language.prefill(embeds)
 

@@ -42,9 +42,11 @@ def write_selftest(
     )
     np.savez_compressed(
         root / SELFTEST_NAME,
-        squares=np.stack([asked.square(index) for index in indexes]),
+        squares=np.concatenate([asked.squares(index) for index in indexes]),
+        tiles=np.array([question.tiles for question in questions]),
+        sizes=np.array([question.size for question in questions]),
         ids=ids,
-        features=np.asarray(reference.features[indexes]),
+        features=np.concatenate([reference.features[asked.rows(index)] for index in indexes]),
         tokens=np.asarray(reference.tokens[: len(questions), :TOKENS]),
         top_ids=top_ids.astype(np.int64),
         top_logits=np.take_along_axis(logits, top_ids, axis=-1),

@@ -12,7 +12,14 @@ from laco_export.precision import PrecisionMenu, Precisions
 from laco_runtimes.errors import ArgumentError
 from laco_runtimes.graphs import CacheDType, DecoderForm, GraphSpec
 from laco_runtimes.images import Preprocessing
-from laco_runtimes.manifest import EngineFacts, FlavourName, LanguageFacts, Variant, VisionFacts
+from laco_runtimes.manifest import (
+    EngineFacts,
+    FlavourName,
+    ImageLayout,
+    LanguageFacts,
+    Variant,
+    VisionFacts,
+)
 from laco_runtimes.prompt import PromptTemplate
 
 
@@ -60,6 +67,7 @@ class FinishRequest:
     facts: EngineFacts
     variants: tuple[Variant, ...]
     preprocessing: Preprocessing
+    layout: ImageLayout = field(default_factory=ImageLayout)
     prompt: PromptTemplate
     options: TargetOptions = TargetOptions()
 
@@ -102,6 +110,19 @@ class TargetType:
     check_runs: Callable[[], str | None] = always_runs
     """None, or why no engine of this target can run on this machine: then nothing can be compared
     here, and the bundle is sealed as unverified."""
+
+    def check_images(self, options: TargetOptions, images: ImageLayout) -> None:
+        """Refuse layouts for runtimes that would show the model other tokens than it learnt.
+
+        Raises:
+            ArgumentError: there is one, and the model cuts images or ends them with a vector.
+        """
+        if options.layouts and not images.one_tile:
+            raise ArgumentError(
+                f"the layout {options.layouts[0]} is for a runtime that shows an image as one "
+                "tile, and the model cuts it into tiles or ends it with image_newline. "
+                "Leave --layout out, or train with image_mode=square image_newline=false."
+            )
 
     def check_options(self, options: TargetOptions) -> None:
         """Refuse what this target cannot do.

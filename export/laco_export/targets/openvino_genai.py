@@ -65,10 +65,15 @@ def check_installed() -> None:
 def write_genai_files(request: FinishRequest) -> None:
     """Add tokenizer, configuration and chat template to the graphs of `openvino/`.
 
+    A model that cuts images into tiles or ends them with `image_newline` gets none: the pipeline
+    would show it other visual tokens than it has learnt, and now refuses the folder instead.
+
     Raises:
         ExportError: a prompt or a tokenizer that the pipeline cannot be given.
         MissingPackageError: openvino_tokenizers or transformers is not installed.
     """
+    if not request.layout.one_tile:
+        return
     folder = request.root / FOLDER
     source = (request.root / TOKENIZER_NAME).read_text(encoding="utf-8")
     plain = Tokenizer.from_str(source)

@@ -14,12 +14,12 @@ from typing import Any, Literal, get_args
 
 from tokenizers import Tokenizer
 
-from laco_deploy.model.tiling import IMAGE_MODES
 from laco_deploy.model.visual_inputs import IMAGE_MARK, VIDEO_MARK
 from laco_deploy.training.corpus.record import Record, SampleError
 from laco_deploy.training.dataset import IGNORE_INDEX
 from laco_runtimes.errors import ConfigError
 from laco_runtimes.prompt import PromptTemplate, chatml, encode_text
+from laco_runtimes.tiling import IMAGE_MODES
 
 ANY_MARK = re.compile(f"{IMAGE_MARK}|{VIDEO_MARK}")
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from laco_deploy.model import LacoProcessor
-from laco_deploy.model.tiling import TokenLayout
 from laco_deploy.model.visual_inputs import VIDEO_MARK, VisualInput
 from laco_deploy.training.corpus.chat import ChatEncoder, ChatOptions, visual_marks
 from laco_deploy.training.corpus.corpus import Corpus
 from laco_deploy.training.corpus.record import Broken, Record, SampleError, image_faults
 from laco_deploy.training.corpus.video import read_frames
 from laco_runtimes.images import resize_square
+from laco_runtimes.tiling import TokenLayout
 
 BYTES_PER_TOKEN = 4
 """Of English text under Qwen's vocabulary, roughly; only for grouping by length."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 
 from laco_runtimes.engines import onnxruntime, openvino, tensorrt
-from laco_runtimes.engines.base import EngineType, LoadedEngine, LoadRequest
+from laco_runtimes.engines.base import EngineType, LoadedEngine, LoadRequest, engine_errors
 from laco_runtimes.errors import BundleError, EngineError, MissingPackageError
+
+RETRY = "Check the free memory, or export the model again."
 
 ENGINES: dict[str, EngineType] = {
     "onnxruntime": EngineType("onnxruntime", "onnxruntime", "onnxruntime", onnxruntime.load),
@@ -23,7 +25,8 @@ def load_engine(request: LoadRequest) -> LoadedEngine:
     Raises:
         BundleError: the bundle's target is no engine of this version.
         MissingPackageError: the engine's package is not installed.
-        EngineError: the package is broken, or the engine refused the device or a graph.
+        EngineError: the package is broken, or the engine refused the device or a graph;
+            `OutOfMemoryError` where there is no memory for it.
     """
     target = request.manifest.target
     if target not in ENGINES:
@@ -40,7 +43,8 @@ def load_engine(request: LoadRequest) -> LoadedEngine:
         raise EngineError(
             f"{engine.package} is installed but does not start: {error}. Install it again."
         ) from error
-    return engine.load(request)
+    with engine_errors(f"loading the model with {target}", RETRY):
+        return engine.load(request)
 
 
 __all__ = ["ENGINES", "load_engine"]

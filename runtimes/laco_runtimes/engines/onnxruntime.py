@@ -10,15 +10,17 @@ import numpy as np
 
 from laco_runtimes import graphs
 from laco_runtimes.engines.base import (
+    Capabilities,
     Floats,
-    LanguageModel,
     LoadedEngine,
     LoadRequest,
+    cannot_score,
     check_names,
     check_rewind,
     engine_errors,
 )
 from laco_runtimes.engines.onnxruntime_cache import CACHES, Cache
+from laco_runtimes.engines.onnxruntime_graph import MAX_BYTES, OpenDecoder, keep_positions
 from laco_runtimes.errors import EngineError
 from laco_runtimes.graphs import DecoderForm
 from laco_runtimes.manifest import LanguageFacts
@@ -31,6 +33,9 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 CUDA_ONLY = ("bf16",)
 """Precisions that ONNX Runtime's CPU provider has no attention for (kernel registry of 1.31)."""
+
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Option of a session that is given a model from memory: where its weights' file is."""
 
 RETRY = "Check the free memory, or export the model again."
 
@@ -57,13 +62,16 @@ def load(request: LoadRequest) -> LoadedEngine:
     vision = graphs.vision_encoder(
         facts.vision.image_size, request.variant.tokens_per_tile, language.hidden_size
     )
+    encoder = _Vision(_open(root / request.variant.vision_encoder, vision, device, threads))
+    model = open_language(
+        root / facts.decoder, root / facts.embed_tokens, language, form, device, threads
+    )
     return LoadedEngine(
-        vision=_Vision(_open(root / request.variant.vision_encoder, vision, device, threads)),
-        language=open_language(
-            root / facts.decoder, root / facts.embed_tokens, language, form, device, threads
-        ),
+        vision=encoder,
+        language=model,
         device=device,
         reason=reason,
+        capabilities=Capabilities(scores=model.scores, rewinds=True, batches_tiles=True),
     )
 
 
@@ -74,20 +82,29 @@ def open_language(
     form: DecoderForm,
     device: str = "cpu",
     threads: int | None = None,
-) -> LanguageModel:
+) -> _Language:
     """The language model alone.
 
     Raises:
         EngineError: a graph cannot be loaded.
     """
+    opened = _opened(decoder) if device == "cpu" else None  # where it was tried
     return _Language(
         # A look-up in a table has no work for a second thread.
         _open(embed, graphs.embed_tokens(facts.hidden_size), device, 1),
-        _open(decoder, graphs.decoder(facts, form), device, threads),
+        _open(decoder, graphs.decoder(facts, form), device, threads, opened),
         facts,
         form,
         device,
+        first_logit=opened.first_logit if opened else None,
     )
+
+
+def _opened(decoder: Path) -> OpenDecoder | None:
+    with engine_errors(f"reading '{decoder}'", RETRY):
+        if decoder.stat().st_size > MAX_BYTES:
+            return None
+        return keep_positions(decoder.read_bytes())
 
 
 class _Vision:
@@ -110,6 +127,8 @@ class _Language:
         facts: LanguageFacts,
         form: DecoderForm,
         device: str,
+        *,
+        first_logit: str | None,
     ) -> None:
         from onnxruntime import OrtValue
 
@@ -120,7 +139,14 @@ class _Language:
         # What is bound stays bound: a step binds its own token and, where it must, the cache.
         self._binding = decoder.io_binding()
         self._logits = np.zeros((1, 1, facts.vocab_size), np.float32)
-        self._binding.bind_ortvalue_output("logits", OrtValue.ortvalue_from_numpy(self._logits))
+        self._place = OrtValue.ortvalue_from_numpy(self._logits)
+        self._binding.bind_ortvalue_output("logits", self._place)
+        self.scores = first_logit is not None
+        self._first = np.full(1, -1, np.int64)
+        if first_logit is not None:
+            # Not `bind_cpu_input`, which knows of no inputs that may be left out.
+            start = OrtValue.ortvalue_from_numpy(self._first)
+            self._binding.bind_ortvalue_input(first_logit, start)
         self._length = 0
 
     @property
@@ -135,6 +161,28 @@ class _Language:
         return np.asarray(embeds[0], np.float32)  # [sequence, D]
 
     def prefill(self, embeds: Floats) -> Floats:
+        self._append(embeds, 1)
+        return np.array(self._logits[0, -1])  # [V], a copy: the next pass writes over it
+
+    def step(self, token: int) -> Floats:
+        return self.prefill(self.embed([token]))
+
+    def score(self, tokens: Sequence[int]) -> Floats:
+        if not self.scores:
+            raise cannot_score()
+        embeds = self.embed(tokens)
+        # By its declaration the graph has one row of logits, and an output in a place of ours is
+        # held against that.
+        self._binding.bind_output("logits", "cpu")
+        try:
+            self._append(embeds, len(tokens))
+            scores: Floats = self._binding.get_outputs()[0].numpy()[0]
+        finally:
+            self._binding.bind_ortvalue_output("logits", self._place)
+        return scores
+
+    def _append(self, embeds: Floats, wanted: int) -> None:
+        """Run over new tokens; logits of the last `wanted` positions go where they are bound."""
         total, binding = self._length + len(embeds), self._binding
         inputs = {
             "inputs_embeds": np.ascontiguousarray(embeds[None], np.float32),  # [1, sequence, D]
@@ -142,6 +190,7 @@ class _Language:
         }
         if self._takes_positions:
             inputs["position_ids"] = np.arange(self._length, total, dtype=np.int64)[None]
+        self._first[0] = -wanted
         with engine_errors("decoding with ONNX Runtime", RETRY):
             for name, array in inputs.items():
                 binding.bind_cpu_input(name, array)
@@ -149,10 +198,6 @@ class _Language:
             self._decoder.run_with_iobinding(binding)
             self._cache.accept(binding)
         self._length = total
-        return np.array(self._logits[0, -1])  # [V], a copy: the next pass writes over it
-
-    def step(self, token: int) -> Floats:
-        return self.prefill(self.embed([token]))
 
     def rewind(self, length: int) -> None:
         check_rewind(length, self._length)
@@ -189,7 +234,13 @@ def _choose(asked: str, precision: Mapping[str, str]) -> tuple[str, str]:
     return asked, reason
 
 
-def _open(path: Path, spec: graphs.GraphSpec, device: str, threads: int | None) -> InferenceSession:
+def _open(
+    path: Path,
+    spec: graphs.GraphSpec,
+    device: str,
+    threads: int | None,
+    opened: OpenDecoder | None = None,
+) -> InferenceSession:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -198,7 +249,10 @@ def _open(path: Path, spec: graphs.GraphSpec, device: str, threads: int | None) 
     if threads is not None:
         options.intra_op_num_threads = threads
     with engine_errors(f"loading '{path}' with ONNX Runtime", RETRY):
-        session = onnxruntime.InferenceSession(path, options, providers=[PROVIDERS[device]])
+        if opened is not None:
+            options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
+        model = path if opened is None else opened.model
+        session = onnxruntime.InferenceSession(model, options, providers=[PROVIDERS[device]])
     # ONNX Runtime puts a provider that does not start aside and goes on without it.
     if PROVIDERS[device] not in session.get_providers():
         raise EngineError(

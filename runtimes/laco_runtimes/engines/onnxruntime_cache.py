@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from laco_runtimes.errors import EngineError
+from laco_runtimes.engines.base import check_room
 from laco_runtimes.graphs import CacheDType, cache_names
 from laco_runtimes.manifest import LanguageFacts
 
@@ -69,12 +69,9 @@ class SharedCache:
         Raises:
             EngineError: more tokens than the model has positions for.
         """
-        if total > self._longest:
-            raise EngineError(
-                f"{total} tokens are more than the {self._longest} the model has positions for. "
-                "Start a new dialogue."
-            )
+        check_room(total, self._longest)
         if total > self._capacity:
+            self._bound = None
             self._grow(total)
         elif binding is self._bound:
             return
@@ -92,27 +89,29 @@ class SharedCache:
     def _grow(self, total: int) -> None:
         from onnxruntime import OrtValue
 
+        # All of it is made before anything is taken: memory may end in the middle.
         if self._device != "cpu":
-            self._capacity = self._longest
-            shape = [1, self._heads, self._capacity, self._dim]
+            capacity = self._longest
+            shape = [1, self._heads, capacity, self._dim]
             self._values = [
                 OrtValue.ortvalue_from_shape_and_type(shape, ONNX_TYPES[self._dtype], self._device)
                 for _ in self._past
             ]
+            self._capacity = capacity
             return
-        old, held = self._arrays, self._capacity
-        self._capacity = max(self._capacity, FIRST_CAPACITY)
-        while self._capacity < total:
-            self._capacity *= 2
-        self._capacity = min(self._capacity, self._longest)
-        shape = [1, self._heads, self._capacity, self._dim]
-        self._arrays = [np.zeros(shape, NUMPY_TYPES[self._dtype]) for _ in self._past]
-        for array, before in zip(self._arrays, old, strict=False):
+        held, capacity = self._capacity, max(self._capacity, FIRST_CAPACITY)
+        while capacity < total:
+            capacity *= 2
+        capacity = min(capacity, self._longest)
+        shape = [1, self._heads, capacity, self._dim]
+        arrays = [np.zeros(shape, NUMPY_TYPES[self._dtype]) for _ in self._past]
+        for array, before in zip(arrays, self._arrays, strict=False):
             array[:, :, :held] = before
         self._values = [
             OrtValue.ortvalue_from_numpy_with_onnx_type(array, ONNX_TYPES[self._dtype])
-            for array in self._arrays
+            for array in arrays
         ]
+        self._arrays, self._capacity = arrays, capacity
 
 
 class GrowingCache:

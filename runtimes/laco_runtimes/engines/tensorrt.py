@@ -17,9 +17,11 @@ import numpy as np
 
 from laco_runtimes import graphs, selftest
 from laco_runtimes.engines.base import (
+    Capabilities,
     Floats,
     LoadedEngine,
     LoadRequest,
+    cannot_score,
     check_rewind,
     engine_errors,
 )
@@ -101,6 +103,8 @@ def load_on(
         language=_Language(embed, decoder, make_cache(device, language, form, context), context),
         device=f"cuda:{device.facts.index} ({device.facts.name})",
         reason=maker.reason(),
+        # Plans are built for the logits of the last position.
+        capabilities=Capabilities(scores=False, rewinds=True, batches_tiles=True),
     )
     maker.check_answers(engine)
     return engine
@@ -306,6 +310,9 @@ class _Language:
                 self._work()
             self._finish(1)
             return self._read_logits()
+
+    def score(self, tokens: Sequence[int]) -> Floats:
+        raise cannot_score()
 
     def rewind(self, length: int) -> None:
         check_rewind(length, self._length)

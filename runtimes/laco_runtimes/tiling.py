@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +24,11 @@ Grid = tuple[int, int]
 Size = tuple[int, int]
 """(height, width)."""
 
-IMAGE_MODES = ("square", "anyres")
+ImageMode = Literal["square", "anyres"]
 """`square`: every image is one tile. `anyres`: an image alone in its prompt is a tile of the whole
 and a grid of tiles of its parts."""
+
+IMAGE_MODES: tuple[ImageMode, ...] = get_args(ImageMode)
 
 TILE_GRIDS: tuple[Grid, ...] = tuple(
     (rows, columns) for columns in range(1, 7) for rows in range(1, 7)
@@ -122,6 +125,7 @@ class TokenLayout:
     """S, side of a tile in pixels."""
     merged_grid: Grid
     """(H', W') of the tokens of one tile."""
+    image_mode: ImageMode = "square"
     max_tiles: int = 9
     """Of a detail map, at most about as many tokens as so many tiles have."""
     newline: bool = False
@@ -194,6 +198,7 @@ __all__ = [
     "TILE_GRIDS",
     "DetailMap",
     "Grid",
+    "ImageMode",
     "Size",
     "TokenLayout",
     "cut_tiles",
