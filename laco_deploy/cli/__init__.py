@@ -16,6 +16,7 @@ from laco_deploy.cli.bundle import pack, sign, unpack
 from laco_deploy.cli.chat import chat
 from laco_deploy.cli.compare import compare
 from laco_deploy.cli.data import data
+from laco_deploy.cli.doctor import doctor
 from laco_deploy.cli.export import export
 from laco_deploy.cli.init import init
 from laco_deploy.cli.inspect import info, verify
@@ -26,7 +27,7 @@ EXIT_CODES = "Exit codes: 0 fine, 1 failed, 2 wrong arguments, 3 a check was mis
 
 VERBS: tuple[Callable[..., None], ...] = (
     *(init, train, compare, export, chat, bench),
-    *(verify, info, sign, pack, unpack),
+    *(verify, info, doctor, sign, pack, unpack),
 )
 """Verbs in the order in which people need them."""
 

@@ -146,7 +146,7 @@ def _show(result: ExportResult) -> None:
             say(f"{parity.ties} other tokens at ties, where the best two are as good as equal")
     for variant in manifest.variants:
         say(
-            f"{variant.name}: {variant.tokens_per_tile} visual tokens per image"
+            f"{variant.name}: {manifest.said_tokens(variant)}"
             + (" (for latency only)" if variant.latency_only else "")
         )
     modules = ", ".join(f"{name} {value}" for name, value in manifest.precision.items())

@@ -153,41 +153,13 @@ def _checkpoint_info(path: Path, json: bool) -> None:
 
 def _bundle_info(engine: Path, json: bool) -> None:
     from laco_runtimes.bundle import open_bundle
+    from laco_runtimes.display import bundle_rows
 
     manifest = open_bundle(engine).manifest
     if json:
         print(json_module.dumps(manifest.model_dump(mode="json"), indent=2))
         return
-    vision, language, parity = manifest.vision, manifest.language, manifest.parity
-    side = vision.image_size // vision.patch_size
-    rows = {
-        "engine": f"{manifest.target}, "
-        + ", ".join(f"{name} {value}" for name, value in manifest.precision.items()),
-        "vision encoder": f"{vision.model_type}, {vision.blocks} blocks x {vision.width}, "
-        f"{vision.image_size} px, {side}x{side} patches of {vision.patch_size} px",
-        "language model": f"{language.model_type}, {language.layers} layers x "
-        f"{language.hidden_size}, {language.vocab_size} tokens, context {language.max_positions}",
-        **{
-            f"variant {variant.name}": (
-                f"{variant.tokens_per_tile} visual tokens per image"
-                + "".join(
-                    f", {m.kind} {m.ratio}x{m.ratio} after block {m.after_block}"
-                    for m in variant.mergers
-                )
-                + (" (for latency only)" if variant.latency_only else "")
-            )
-            for variant in manifest.variants
-        },
-        "parity with PyTorch": f"unverified: {manifest.unverified}"
-        if parity is None
-        else parity.summary,
-        "made by": manifest.created_by
-        + ", "
-        + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
-        "size": f"{sum(entry.size for entry in manifest.files) / 1e6:.1f} MB "
-        f"in {len(manifest.files)} files",
-    }
-    _print_table(rows.items())
+    _print_table(bundle_rows(manifest).items())
 
 
 def _print_table(rows: Iterable[tuple[str, str]]) -> None:
