@@ -17,6 +17,7 @@ from torch import nn
 from laco_deploy.exporting import BASELINES, export_checkpoint
 from laco_deploy.model import LacoConfig, LacoForConditionalGeneration
 from laco_deploy.model.checkpoint import save_checkpoint
+from laco_deploy.parity_data import parity_samples
 from laco_deploy.training.tokenizer import IMAGE_TOKEN, train_tokenizer
 from laco_export import stages
 from laco_export.exporter import ExportResult
@@ -25,6 +26,10 @@ from laco_export.onnx_writer import write_graph
 from laco_export.parity.plan import ParityPlan
 from laco_runtimes.graphs import GraphSpec
 from laco_runtimes.images import Preprocessing
+
+TINY = Path(__file__).resolve().parents[1] / "samples" / "laco-tiny"
+"""The shipped checkpoint."""
+TINY_TARGETS = ("openvino", "onnxruntime")
 
 IMAGE_SIZE = 56
 
@@ -190,3 +195,22 @@ class RandomBundles:
                 graphs_of=self.graphs,
             )
         return self.results[target].path
+
+
+def export_tiny(folder: Path) -> dict[str, Path]:
+    """Export the shipped checkpoint to every engine that needs no GPU.
+
+    Returns:
+        folders of the bundles by target.
+    """
+    shorter = ParityPlan(tokens=16, pytorch=4)  # every image, but answers of a few words
+    with reused_graphs(folder / "graphs"):
+        return {
+            target: export_checkpoint(
+                *(TINY, folder / target),
+                target=target,
+                parity_samples=parity_samples(TINY),
+                plan=shorter,
+            ).path
+            for target in TINY_TARGETS
+        }

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from importlib import metadata
 from ipaddress import ip_address
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -87,3 +88,11 @@ def bundle_for(tmp_path_factory: pytest.TempPathFactory) -> RandomBundles:
     from tests.bundles import RandomBundles  # torch only where a test needs it
 
     return RandomBundles(tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture(scope="session")
+def tiny_engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The shipped checkpoint on every engine; an export fails unless it answers as PyTorch does."""
+    from tests.bundles import export_tiny  # torch only where a test needs it
+
+    return export_tiny(tmp_path_factory.mktemp("tiny"))

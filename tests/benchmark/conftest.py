@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
 from laco_deploy.benchmark import request as request_module
-from laco_runtimes import graphs, images
+from laco_runtimes import graphs
 from laco_runtimes.bundle import seal_bundle
 from laco_runtimes.engines import ENGINES
 from laco_runtimes.engines.base import EngineType
-from laco_runtimes.images import ImageSource
+from laco_runtimes.visual import VisualPart, read_visuals
 from tests.benchmark.fakes import (
     IMAGE_SIZE,
     MS,
@@ -67,9 +68,9 @@ def bench(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> Bench:
     row = EngineType("onnxruntime", "numpy", "none", found.load)
     monkeypatch.setitem(ENGINES, "onnxruntime", row)
 
-    def load_image(source: ImageSource) -> Image.Image:
+    def timed_read(*arguments: Any, **options: Any) -> list[VisualPart]:
         found.now += found.decode_ms * MS
-        return images.load_image(source)
+        return read_visuals(*arguments, **options)
 
-    monkeypatch.setattr(request_module, "load_image", load_image)
+    monkeypatch.setattr(request_module, "read_visuals", timed_read)
     return found

@@ -6,11 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from laco_deploy.benchmark.measure import round_orders
 from laco_deploy.benchmark.run import BenchJob, run_benchmark
 from laco_deploy.benchmark.schema import BenchReport, VariantResult
+from laco_runtimes.bundle import open_bundle, seal_bundle
 from laco_runtimes.engines import ENGINES
 from laco_runtimes.errors import (
     ArgumentError,
@@ -19,7 +21,9 @@ from laco_runtimes.errors import (
     EngineError,
     ImageFileNotFoundError,
 )
-from tests.benchmark.fakes import Bench
+from laco_runtimes.manifest import MANIFEST_NAME, BundleFacts, ImageLayout
+from laco_runtimes.newline import write_newline
+from tests.benchmark.fakes import WIDTH, Bench
 
 VARIANTS = ("laco", "external", "uncompressed")
 
@@ -138,6 +142,19 @@ def test_without_an_uncompressed_baseline_there_is_no_speedup(bundle: Path, benc
     report = run_benchmark(job(bundle), clock=bench.clock)
     assert all(one.speedup_over_uncompressed is None for one in report.results)
     assert report.results[0].name == "laco"
+
+
+def test_tiles_and_ends_of_rows_are_counted(bundle: Path, bench: Bench) -> None:
+    sealed = open_bundle(bundle).manifest
+    (bundle / MANIFEST_NAME).unlink()
+    write_newline(bundle, np.zeros(WIDTH, np.float32))
+    layout = ImageLayout(image_mode="anyres", newline=True)
+    facts = sealed.model_dump(exclude={"files"}) | {"layout": layout}
+    seal_bundle(bundle, BundleFacts(**facts))
+    report = run_benchmark(job(bundle), clock=bench.clock)
+    # 2 x 2 tiles and the whole; of the photo of 12 x 10 pixels, one row at each border is black.
+    assert result(report, "laco").visual_tokens == 4 + 4 * (4 + 1)
+    assert result(report, "uncompressed").visual_tokens == 16 + 6 * (8 + 1)
 
 
 def test_counts_of_tokens_are_those_of_the_variant(bundle: Path, bench: Bench) -> None:

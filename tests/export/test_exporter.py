@@ -105,8 +105,8 @@ def test_a_bundle_does_not_name_the_machine_it_was_made_on(
 
 def test_the_card_states_tokens_parity_and_what_is_not_known(bundle_for: RandomBundles) -> None:
     card = (bundle_for("openvino") / "README.md").read_text()
-    assert "| laco | laco 2 x 2 after block 1 of 3 | 16 of 64 patches |" in card
-    assert "| uncompressed (for timing only) | none | 64 of 64 patches |" in card
+    assert "after block 1 of 3 | 16 visual tokens per image, from 64 patches |" in card
+    assert "| uncompressed (for timing only) | none | 64 visual tokens per image, from 64 " in card
     assert "8 of 8 greedy answers are identical" in card
     assert "pip install 'laco-deploy[openvino]'" in card
     assert "Licence of the weights: not stated" in card

@@ -100,14 +100,22 @@ def test_attention_that_is_not_exported_is_refused(
         job_of(replace(copied, model=model))
 
 
-@pytest.mark.parametrize("setting", [{"image_mode": "anyres"}, {"image_newline": True}])
-def test_images_that_a_bundle_would_lay_out_otherwise_are_refused(
-    copied: Checkpoint, setting: dict[str, object]
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image_mode": "anyres", "max_tiles": 4},
+        {"image_newline": True, "video_pool_stride": 2},
+    ],
+)
+def test_the_layout_of_images_is_that_of_the_configuration(
+    copied: Checkpoint, settings: dict[str, object]
 ) -> None:
     model = copy.deepcopy(copied.model)
-    vars(model.config).update(setting)
-    with pytest.raises(ExportError, match="image_mode=square image_newline=false"):
-        job_of(replace(copied, model=model))
+    vars(model.config).update(settings)
+    layout = job_of(replace(copied, model=model)).layout.model_dump()
+    layout["image_newline"] = layout.pop("newline")
+    plain = {"image_mode": "square", "image_newline": False, "max_tiles": 9, "video_pool_stride": 1}
+    assert layout == {**plain, **settings}
 
 
 def test_a_checkpoint_in_bfloat16_is_exported_as_float32(copied: Checkpoint) -> None:

@@ -73,9 +73,9 @@ def engine(bundle_for: RandomBundles) -> LoadedEngine:
 def asked(
     checkpoint: Checkpoint, job: ExportJob, tmp_path_factory: pytest.TempPathFactory
 ) -> QuestionSet:
-    file = tmp_path_factory.mktemp("questions") / "squares.npy"
+    folder = tmp_path_factory.mktemp("questions") / "squares"
     few = replace(job, parity_samples=job.parity_samples[:3])
-    return questions.prepare(few, checkpoint.tokenizer_path, file)
+    return questions.prepare(few, checkpoint.root, folder)
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +279,7 @@ def test_a_prompt_fills_the_context_or_is_refused(
     def within(context: int) -> QuestionSet:
         language = job.language.model_copy(update={"max_positions": context})
         one = replace(job, parity_samples=job.parity_samples[:1], language=language)
-        return questions.prepare(one, checkpoint.tokenizer_path, tmp_path / "squares.npy")
+        return questions.prepare(one, checkpoint.root, tmp_path / "squares")
 
     assert within(taken + 5).longest == 5
     with pytest.raises(ContextLengthError, match=f"image 1 takes {taken} tokens"):

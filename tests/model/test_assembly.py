@@ -12,8 +12,8 @@ from torch.nn import functional
 from transformers import LlavaOnevisionModel
 
 from laco_deploy.model.assembly import Visual, assemble, pool_frames, read_visuals
-from laco_deploy.model.tiling import TILE_GRIDS, TokenLayout, select_grid
 from laco_runtimes.errors import ArgumentError
+from laco_runtimes.tiling import TILE_GRIDS, TokenLayout, select_grid
 
 SIDE, TOKENS, WIDTH = 56, 4, 6
 NEWLINE = torch.full((WIDTH,), 7.0)

@@ -18,12 +18,12 @@ from transformers import AutoImageProcessor, AutoProcessor, CLIPImageProcessorPi
 
 from laco_deploy.model import LacoConfig, LacoImageProcessor, LacoProcessor
 from laco_deploy.model.checkpoint import load_checkpoint
-from laco_deploy.model.tiling import cut_tiles, select_grid
 from laco_deploy.model.towers import TOWERS
 from laco_deploy.training.tokenizer import IMAGE_TOKEN, train_tokenizer
 from laco_runtimes.errors import ArgumentError, ImageError
 from laco_runtimes.images import Preprocessing, load_image, normalise, preprocess
 from laco_runtimes.prompt import encode_text, load_tokenizer
+from laco_runtimes.tiling import cut_tiles, select_grid
 from tests.bundles import IMAGE_SIZE, PROMPTS, make_random_checkpoint, random_config
 from tests.model.older_checkpoint import rewrite_as_older
 

@@ -13,9 +13,9 @@ from transformers import LlavaOnevisionProcessor
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_onevision.modeling_llava_onevision import unpad_image
 
-from laco_deploy.model.tiling import TILE_GRIDS, TokenLayout, cut_tiles, select_grid, unpad
 from laco_runtimes.errors import ArgumentError
 from laco_runtimes.images import resize_square
+from laco_runtimes.tiling import TILE_GRIDS, TokenLayout, cut_tiles, select_grid, unpad
 
 SIDE = 56
 

@@ -9,13 +9,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = (
-    *("accelerate", "datasets", "matplotlib", "onnx", "onnxscript", "optimum", "plotly", "sklearn"),
-    *("torch", "transformers"),
+    *("accelerate", "cv2", "datasets", "matplotlib", "onnx", "onnxscript", "optimum", "plotly"),
+    *("sklearn", "torch", "transformers"),
 )
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 SNIPPETS = {
     "Pipeline": "import laco_deploy; laco_deploy.Pipeline",
     "cli": "import laco_deploy.cli; laco_deploy.cli.main",
+    "chat": "import laco_deploy.cli.commands, laco_runtimes.pipeline",
+    "doctor": "import laco_deploy.doctor.examine",
     "laco_runtimes": (
         "import importlib, pkgutil, laco_runtimes\n"
         "for module in pkgutil.walk_packages(laco_runtimes.__path__, 'laco_runtimes.'):\n"

@@ -37,6 +37,8 @@ HEAVY = (
 ENGINES = {"onnxruntime", "openvino"}
 PIP_ARGS = os.environ.get("PIP_ARGS", "")  # as given to make
 PROMPT = "What is in the picture?"
+MAX_INSTALL_BYTES = 300 * 2**20
+"""Of all that an edge machine gets but Python and pip; MB as `du -m` counts them."""
 
 
 def run(*command: str | Path, cwd: Path, timeout_s: int = 300) -> str:
@@ -120,6 +122,22 @@ def test_install_brings_the_engine_asked_for_and_no_training_package(
     )
     output = run(installed / "python", "-I", "-c", code, *names, cwd=installed)
     assert json.loads(output) == [engine]
+
+
+def test_a_plain_install_with_one_engine_is_below_300_mb(installed: Path) -> None:
+    [packages] = installed.parent.glob("lib/python*/site-packages")
+    files = [path for path in packages.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert sum(path.stat().st_size for path in files) < MAX_INSTALL_BYTES
+
+
+def test_doctor_finds_the_engine_that_is_installed_in_order(
+    installed: Path, engine: str, tmp_path: Path
+) -> None:
+    report = json.loads(run(installed / "laco", "doctor", "--json", cwd=tmp_path))
+    engines = {one["name"]: one["state"] for one in report["findings"] if one["area"] == "engine"}
+    assert engines.pop(f"{engine} on {'CPU' if engine == 'openvino' else 'cpu'}") == "ok"
+    assert set(engines.values()) <= {"absent", "ok"}
+    assert engines["torch"] == "absent"
 
 
 def test_pipeline_and_every_runtime_module_import(installed: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
@@ -20,8 +22,10 @@ from laco_runtimes.manifest import (
     Variant,
     VisionFacts,
 )
+from laco_runtimes.pipeline import Pipeline
 from laco_runtimes.prompt import chatml, load_tokenizer
 from tests.runtime.fakes import CONTEXT, IMAGE_TOKEN, WIDTH, FakeEngine, byte_tokenizer
+from tests.runtime.hashing import HashEngine
 
 
 @pytest.fixture(scope="session")
@@ -118,3 +122,17 @@ def fake(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> FakeEngine:
     engine.answer = [*tokenizer.encode("A cat.").ids, tokenizer.token_to_id("<|im_end|>")]
     monkeypatch.setitem(ENGINES, "fake", EngineType("fake", "numpy", "none", engine.load))
     return engine
+
+
+@pytest.fixture
+def load_hashing(
+    monkeypatch: pytest.MonkeyPatch, bundle: Path
+) -> Callable[..., tuple[Pipeline, HashEngine]]:
+    """Loads a pipeline on a `HashEngine` of its own; keywords are those of `Pipeline`."""
+
+    def load(engine: HashEngine | None = None, **options: Any) -> tuple[Pipeline, HashEngine]:
+        engine = engine or HashEngine()
+        monkeypatch.setitem(ENGINES, "fake", EngineType("fake", "numpy", "none", engine.load))
+        return Pipeline(bundle, **options), engine
+
+    return load

@@ -89,6 +89,9 @@ class FakeEngine:
         assert token == self.answer[self._said - 1]
         return self._logits()
 
+    def score(self, tokens: Sequence[int]) -> Floats:
+        raise EngineError("this engine has logits of the last position alone. This is a test.")
+
     def rewind(self, length: int) -> None:
         self._called("rewind")
         del self.cached[length:]

@@ -22,7 +22,7 @@ from laco_runtimes.bundle import (
     write_atomic,
 )
 from laco_runtimes.errors import ArgumentError, BundleError, BundleNotFoundError
-from laco_runtimes.manifest import FORMAT_VERSION, MANIFEST_NAME, BundleFacts
+from laco_runtimes.manifest import FORMAT_VERSION, MANIFEST_NAME, OLDEST_FORMAT, BundleFacts
 from laco_runtimes.replace import check_replaceable
 
 FILES = (
@@ -168,14 +168,15 @@ def test_a_path_that_leaves_the_bundle_is_refused(bundle: Path, path: str, place
 def test_a_newer_format_says_so(bundle: Path) -> None:
     newer = FORMAT_VERSION + 1
     edit(bundle, lambda data: data.update(format_version=newer, surprise=1))
-    named = rf"newer version.*format is {newer}.*reads {FORMAT_VERSION}"
+    named = rf"newer version.*format is {newer}.*reads {OLDEST_FORMAT} to {FORMAT_VERSION}"
     with pytest.raises(BundleError, match=named):
         open_bundle(bundle)
 
 
-def test_an_older_format_says_so(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_module, "FORMAT_VERSION", FORMAT_VERSION + 1)
-    named = rf"older version.*format is {FORMAT_VERSION}.*reads {FORMAT_VERSION + 1}"
+def test_an_older_format_says_so(bundle: Path) -> None:
+    older = OLDEST_FORMAT - 1
+    edit(bundle, lambda data: data.update(format_version=older))
+    named = rf"older version.*format is {older}.*reads {OLDEST_FORMAT} to {FORMAT_VERSION}"
     with pytest.raises(BundleError, match=named):
         open_bundle(bundle)
 

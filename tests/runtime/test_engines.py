@@ -17,6 +17,7 @@ from laco_runtimes.engines.base import Floats, LanguageModel, LoadedEngine, Load
 from laco_runtimes.errors import EngineError
 from laco_runtimes.generation import generate
 from laco_runtimes.pipeline import Pipeline
+from laco_runtimes.settings import Settings
 
 HERE = ("onnxruntime", "openvino")
 """Engines that need no GPU. For the others see tests/gpu and tests/runtime/tensorrt."""
@@ -173,7 +174,8 @@ def test_all_engines_answer_alike(bundle_for: Callable[[str], Path]) -> None:
         bundle = open_bundle(bundle_for(name))
         engine = load_engine(request_for(bundle))
         embeds = engine.language.embed(IDS)
-        answers.append(list(generate(engine.language, embeds, (), 16)))
+        tokens = generate(engine.language, embeds, IDS, (), Settings(), 16)
+        answers.append([token.id for token in tokens])
         size = bundle.manifest.preprocessing.image_size
         ramp = np.linspace(-1, 1, 3 * size * size, dtype=np.float32).reshape(1, 3, size, size)
         features.append(engine.vision.encode(ramp))

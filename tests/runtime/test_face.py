@@ -13,6 +13,7 @@ import laco_deploy
 import laco_runtimes.errors
 import laco_runtimes.pipeline
 import laco_runtimes.reply
+import laco_runtimes.video
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,8 +45,9 @@ def test_the_bare_import_loads_no_third_party_package() -> None:
 def test_names_are_the_real_ones_and_are_listed() -> None:
     assert laco_deploy.Pipeline is laco_runtimes.pipeline.Pipeline
     assert laco_deploy.Reply is laco_runtimes.reply.Reply
+    assert laco_deploy.Video is laco_runtimes.video.Video
     assert laco_deploy.LacoError is laco_runtimes.errors.LacoError
-    assert {"Pipeline", "Reply", "LacoError", "__version__"} <= set(dir(laco_deploy))
+    assert {"Pipeline", "Reply", "LacoError", "Video", "__version__"} <= set(dir(laco_deploy))
     assert laco_deploy.__version__[0].isdigit()
 
 

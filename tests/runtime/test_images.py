@@ -117,6 +117,73 @@ def test_cmyk_is_converted() -> None:
     assert max(green, blue) < 5
 
 
+def test_sixteen_bit_transparency_is_laid_on_white() -> None:
+    clear, red = struct.pack(">HHHH", 0, 0, 0, 0), struct.pack(">HHHH", 65535, 0, 0, 65535)
+    assert pixels(png(2, 1, 16, 6, b"\0" + clear + red)) == [[WHITE, RED]]
+    grey = struct.pack(">HH", 32768, 65535) + struct.pack(">HH", 0, 0)
+    assert pixels(png(2, 1, 16, 4, b"\0" + grey)) == [[(128, 128, 128), WHITE]]
+
+
+def test_sixteen_bit_greys_are_read_in_either_byte_order() -> None:
+    grey = np.array([[0, 256, 32768, 65535]], np.uint16)
+    for order in ("<", ">"):
+        image = Image.frombytes(
+            "I;16" + ("B" if order == ">" else ""), (4, 1), grey.astype(f"{order}u2").tobytes()
+        )
+        assert pixels(image) == [[(value,) * 3 for value in (0, 1, 128, 255)]]
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG"])
+def test_cmyk_is_turned_and_converted_alike(kind: str) -> None:
+    cmyk = Image.new("CMYK", (16, 8), (0, 0, 0, 0))
+    cmyk.paste((0, 255, 255, 0), (0, 0, 8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    options = {"quality": 100} if kind == "JPEG" else {}
+    upright = np.asarray(load_image(encoded(cmyk, kind, exif=exif, **options))).astype(int)
+    assert np.abs(upright[:, :6] - WHITE).max() < 6
+    assert np.abs(upright[:, 10:] - RED).max() < 6
+
+
+def test_premultiplied_transparency_is_laid_on_white() -> None:
+    assert pixels(Image.new("RGBa", (1, 1), (128, 0, 0, 128))) == [[(255, 127, 127)]]
+    assert pixels(Image.new("La", (1, 1), (0, 0))) == [[WHITE]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
+def test_orientation_is_applied_in_every_format_that_has_it(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.new("RGB", (4, 2)), kind, exif=exif)
+    assert load_image(data).size == (2, 4)
+
+
+def test_a_photo_with_further_pictures_in_it_shows_its_first() -> None:
+    """MPO, what many phones write for a JPEG with a depth or gain map."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), RED).save(
+        buffer, "MPO", save_all=True, append_images=[Image.new("RGB", (2, 2), "white")]
+    )
+    image = np.asarray(load_image(buffer.getvalue())).astype(int)
+    assert image.shape == (8, 8, 3)
+    assert np.abs(image - RED).max() < 5
+
+
+@pytest.mark.parametrize("url", ["http://a.b/c.png", "HTTPS://a.b/c", "data:image/png;base64,aaaa"])
+def test_a_url_is_refused_as_one(url: str) -> None:
+    with pytest.raises(ImageError, match=r"is a URL.*nothing is downloaded.*give its path"):
+        load_image(url)
+
+
+def test_a_path_that_only_looks_like_a_url_is_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("http:photo.png", "data:photo.png", "c:photo.png"):
+        Path(name).write_bytes(encoded(Image.fromarray(TWO_BY_TWO)))
+        assert np.array_equal(load_image(name), TWO_BY_TWO)
+
+
 @pytest.mark.parametrize("mode", ["I", "F", "LAB"])
 def test_pixels_without_a_fixed_range_are_refused_not_guessed(mode: str) -> None:
     with pytest.raises(ImageError, match=f"mode '{mode}'.*8-bit RGB"):

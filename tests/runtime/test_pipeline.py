@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import threading
 import warnings
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
-from laco_runtimes import pipeline as pipeline_module
+from laco_runtimes import progress, turnstile
 from laco_runtimes.bundle import open_bundle, seal_bundle
 from laco_runtimes.engines import ENGINES
 from laco_runtimes.engines.base import EngineType
@@ -26,8 +29,10 @@ from laco_runtimes.errors import (
     LacoError,
     MissingPackageError,
 )
+from laco_runtimes.keywords import SettingsKeywords
 from laco_runtimes.manifest import MANIFEST_NAME, BundleFacts
 from laco_runtimes.pipeline import Pipeline
+from laco_runtimes.settings import Settings
 from tests.runtime.fakes import CONTEXT, FakeEngine, byte_tokenizer
 
 PICTURE = Image.new("RGB", (20, 10), (255, 0, 0))
@@ -160,7 +165,7 @@ def test_a_prompt_without_room_for_one_token_is_refused_before_any_engine_runs(
 
 
 def test_pieces_of_a_stream_join_to_the_answer(pipeline: Pipeline, fake: FakeEngine) -> None:
-    fake.answer[:-1] = pipeline._tokenizer.encode("naïve 😀 cat").ids
+    fake.answer[:-1] = pipeline._runner.tokenizer.encode("naïve 😀 cat").ids
     stream = pipeline.stream(PICTURE, "What?")
     pieces = list(stream)
     assert pieces == list("naïve 😀 cat")
@@ -193,7 +198,7 @@ def test_a_stream_that_is_dropped_frees_the_pipeline(pipeline: Pipeline) -> None
 def test_a_chat_amid_its_own_threads_stream_is_an_error_and_no_hang(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_module, "STALLED_S", 0.01)
+    monkeypatch.setattr(turnstile, "STALLED_S", 0.01)
     stream = pipeline.stream(PICTURE, "What?")
     pieces = next(stream)
     with pytest.raises(ArgumentError, match="still open"):
@@ -204,7 +209,7 @@ def test_a_chat_amid_its_own_threads_stream_is_an_error_and_no_hang(
 def test_a_chat_waits_for_the_stream_of_another_thread(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_module, "STALLED_S", 0.001)
+    monkeypatch.setattr(turnstile, "STALLED_S", 0.001)
     stream = pipeline.stream(PICTURE, "What?")
     next(stream)
     answers: list[str] = []
@@ -232,6 +237,50 @@ def test_concurrent_chats_queue_and_all_are_answered(pipeline: Pipeline, fake: F
     for thread in threads:
         thread.join(30)
     assert answers == ["A cat."] * 8
+
+
+def test_a_forked_process_is_told_to_load_its_own(pipeline: Pipeline, fake: FakeEngine) -> None:
+    history, calls = pipeline.new_history(), list(fake.calls)
+    child = os.fork()
+    if child == 0:
+        told = 0
+        for ask in (
+            lambda: pipeline.chat(PICTURE, "What?", history=history),
+            lambda: pipeline.stream(PICTURE, "What?"),
+            lambda: pipeline.chat_batch([PICTURE], "What?"),
+            lambda: pipeline.astream(PICTURE, "What?"),
+            pipeline.new_history,
+            pipeline.forget,
+        ):
+            try:
+                ask()
+            except EngineError as error:
+                told += "forked" in str(error)
+        os._exit(told if fake.calls == calls else 100)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 6
+    assert pipeline.chat(PICTURE, "What?").text == "A cat."
+
+
+def test_keywords_are_the_fields_of_settings() -> None:
+    names = {field.name: field.type for field in fields(Settings)}
+    assert SettingsKeywords.__annotations__.keys() == names.keys()
+    told = {name: kind.__forward_arg__ for name, kind in SettingsKeywords.__annotations__.items()}
+    assert told == names
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"temperature": -1}, {"top_p": 2.0}, {"seed": "x"}, {"stop": [5]}, {"prompt_lookup": 3}],
+)
+def test_a_setting_that_cannot_be_honoured_is_refused_at_once(
+    pipeline: Pipeline, fake: FakeEngine, wrong: dict[str, Any]
+) -> None:
+    for ask in (pipeline.chat, pipeline.stream, pipeline.astream):
+        with pytest.raises(ArgumentError, match=next(iter(wrong))):
+            ask(PICTURE, "What?", **wrong)  # type: ignore[operator]
+    with pytest.raises(ArgumentError, match=next(iter(wrong))):
+        pipeline.chat_batch([PICTURE], "What?", **wrong)
+    assert fake.calls == []
 
 
 def void(_: object) -> None:
@@ -265,7 +314,7 @@ def test_times_add_up_and_leave_the_reader_of_a_stream_out_of_tpot(
         nonlocal now
         now += ms * 1_000_000
 
-    monkeypatch.setattr(pipeline_module.time, "perf_counter_ns", lambda: now)
+    monkeypatch.setattr(progress.time, "perf_counter_ns", lambda: now)
     fake.on_call = lambda name: tick(costs_ms.get(name, 0))
     stream = pipeline.stream(PICTURE, "What?")
     for _ in stream:
@@ -294,6 +343,7 @@ def test_info_and_one_line_of_log_say_what_runs_where_and_why(
         info = Pipeline(bundle).info
     assert (info.engine, info.device, info.reason) == ("fake", "toaster", "nothing else here")
     assert (info.variant, info.latency_only, info.visual_tokens) == ("laco", False, 4)
+    assert (info.context, info.capabilities.scores) == (CONTEXT, False)
     assert caplog.messages == ["fake on toaster: nothing else here"]
 
 

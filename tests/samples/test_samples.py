@@ -10,35 +10,13 @@ from pathlib import Path
 import pytest
 
 from laco_deploy import Pipeline
-from laco_deploy.exporting import export_checkpoint
 from laco_deploy.model.checkpoint import load_checkpoint
-from laco_deploy.parity_data import parity_samples
 from laco_deploy.training.card import summarise
 from laco_deploy.training.evaluation import Score
-from laco_export.parity.plan import ParityPlan
-from tests.bundles import reused_graphs
+from tests.bundles import TINY, TINY_TARGETS
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "samples"
-TINY = SAMPLES / "laco-tiny"
-TARGETS = ("openvino", "onnxruntime")
-
-
-@pytest.fixture(scope="session")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The shipped checkpoint on every engine; an export fails unless it answers as PyTorch does."""
-    folder = tmp_path_factory.mktemp("tiny")
-    shorter = ParityPlan(tokens=16, pytorch=4)  # every image, but answers of a few words
-    with reused_graphs(folder / "graphs"):
-        return {
-            target: export_checkpoint(
-                *(TINY, folder / target),
-                target=target,
-                parity_samples=parity_samples(TINY),
-                plan=shorter,
-            ).path
-            for target in TARGETS
-        }
 
 
 def test_shipped_checkpoint_is_small_and_merges_after_a_quarter_of_the_blocks() -> None:
@@ -60,11 +38,11 @@ def test_card_states_the_recorded_accuracies() -> None:
         assert f"{scores[group].accuracy:.1%}" in card
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", TINY_TARGETS)
 def test_engine_answers_every_parity_image_as_pytorch_does(
-    engines: dict[str, Path], target: str
+    tiny_engines: dict[str, Path], target: str
 ) -> None:
-    parity = Pipeline(engines[target]).bundle.manifest.parity
+    parity = Pipeline(tiny_engines[target]).facts.parity
     assert parity is not None
     assert parity.images == 64 + parity.adversarial_images == 80
     assert parity.greedy_identical + parity.ties >= parity.answered_images == 80
@@ -72,19 +50,25 @@ def test_engine_answers_every_parity_image_as_pytorch_does(
     assert parity.visual_token_cosine_min > 0.99999
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_sample_questions_are_answered_right(engines: dict[str, Path], target: str) -> None:
-    pipeline = Pipeline(engines[target])
+@pytest.mark.parametrize("target", TINY_TARGETS)
+def test_sample_questions_are_answered_right(tiny_engines: dict[str, Path], target: str) -> None:
+    pipeline = Pipeline(tiny_engines[target])
     questions = json.loads((SAMPLES / "images" / "questions.json").read_text())
     for question in questions[:3]:
         reply = pipeline.chat(SAMPLES / "images" / question["image"], question["prompt"])
         assert reply.text == question["answer"], question["image"]
 
 
-def test_quickstart_prints_an_answer(engines: dict[str, Path]) -> None:
+def test_quickstart_prints_an_answer(tiny_engines: dict[str, Path]) -> None:
     image = SAMPLES / "images" / "digit_single.png"
     done = subprocess.run(
-        [sys.executable, SAMPLES / "quickstart.py", engines["onnxruntime"], image, "What digit?"],
+        [
+            sys.executable,
+            SAMPLES / "quickstart.py",
+            tiny_engines["onnxruntime"],
+            image,
+            "What digit?",
+        ],
         capture_output=True,
         text=True,
         check=True,

@@ -72,6 +72,20 @@ def test_after_a_rewind_the_same_tokens_have_the_same_logits(language: LanguageM
     assert language.length == 0
 
 
+@pytest.mark.parametrize("name", ["contrib", "stateful", "concat"])
+def test_scores_are_the_logits_of_one_token_after_the_other(flavours: Written, name: str) -> None:
+    language = opened(flavours, name)
+    language.embed = lambda ids: EMBEDS[list(ids)]  # type: ignore[method-assign]
+    draft = range(PROMPT, PROMPT + 4)
+    language.prefill(EMBEDS[:PROMPT])
+    expected = [language.prefill(EMBEDS[i : i + 1]) for i in (*draft, PROMPT + 4)]
+    language.rewind(PROMPT)
+    np.testing.assert_allclose(language.score(draft), expected[:4], rtol=1e-4, atol=1e-4)
+    after = language.prefill(EMBEDS[PROMPT + 4 : PROMPT + 5])
+    np.testing.assert_allclose(after, expected[4], rtol=1e-4, atol=1e-4)
+    assert language.length == PROMPT + 5
+
+
 def test_nothing_is_copied_from_step_to_step_nor_by_a_rewind(language: LanguageModel) -> None:
     def places() -> list[int]:
         return [value.data_ptr() for value in cache_of(language)._values]

@@ -22,6 +22,7 @@ from laco_runtimes.generation import generate, splice
 from laco_runtimes.images import ImageSource, load_image, preprocess
 from laco_runtimes.manifest import EngineFacts, Manifest, Variant
 from laco_runtimes.prompt import encode_text, load_tokenizer
+from laco_runtimes.settings import Settings
 
 MODULES: tuple[Module, ...] = ("vision_encoder", "embed_tokens", "decoder")
 
@@ -88,7 +89,9 @@ class Compiled:
         """Greedy, up to and with the stop token."""
         engine.language.rewind(0)
         embeds = self.embeds(engine, image, prompt)
-        return list(generate(engine.language, embeds, self.source.manifest.prompt.stop, tokens))
+        stop, ids = self.source.manifest.prompt.stop, self.source.ids(prompt)
+        answer = generate(engine.language, embeds, ids, stop, Settings(), tokens)
+        return [token.id for token in answer]
 
 
 def open_source(bundle: Path, checkpoint: Path) -> Source:

@@ -19,7 +19,7 @@ from transformers import Qwen2ForCausalLM
 from laco_runtimes import plan_profiles
 from laco_runtimes.engines import tensorrt as engine
 from laco_runtimes.engines.base import Floats, LoadedEngine, LoadRequest
-from laco_runtimes.errors import ArgumentError, BundleError, EngineError
+from laco_runtimes.errors import ArgumentError, BundleError, EngineError, OutOfMemoryError
 from laco_runtimes.graphs import DecoderForm, GraphSpec, cache_names, decoder, embed_tokens
 from laco_runtimes.graphs import vision_encoder as vision_spec
 from laco_runtimes.manifest import EngineFacts, FlavourName, Variant, VisionFacts
@@ -213,6 +213,33 @@ def test_rewinding_forgets_and_a_new_dialogue_starts_afresh(rig: Rig, expected: 
     same(language.step(IDS[8]), expected[8])
     with pytest.raises(EngineError, match="cannot be rewound to 10"):
         language.rewind(10)
+
+
+def test_it_says_that_it_has_logits_of_the_last_position_alone(rig: Rig) -> None:
+    loaded = rig.load()
+    can = loaded.capabilities
+    assert (can.scores, can.rewinds, can.batches_tiles) == (False, True, True)
+    loaded.language.prefill(loaded.language.embed(IDS[:9]))
+    with pytest.raises(EngineError, match="the last position alone"):
+        loaded.language.score(IDS[9:12])
+    assert loaded.language.length == 9
+
+
+def test_a_device_without_memory_is_an_error_of_memory_and_usable_again(
+    rig: Rig, expected: Floats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    language = rig.load().language
+    upload = rig.device.upload
+
+    def full(*args: Any) -> None:
+        raise RuntimeError("cudaErrorMemoryAllocation: out of memory")
+
+    monkeypatch.setattr(rig.device, "upload", full)
+    with pytest.raises(OutOfMemoryError, match="decoding with TensorRT failed"):
+        language.prefill(np.zeros((9, FACTS.hidden_size), np.float32))
+    monkeypatch.setattr(rig.device, "upload", upload)
+    language.rewind(0)
+    same(language.prefill(language.embed(IDS[:9])), expected[8])
 
 
 def test_a_long_prompt_goes_in_pieces(
