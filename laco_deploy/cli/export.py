@@ -93,9 +93,11 @@ def export(
     from laco_deploy.exporting import default_plan, export_checkpoint
     from laco_deploy.parity_data import calibration_images, parity_samples
     from laco_deploy.terminal import stage_bar
+    from laco_export.exporter import check_target
     from laco_export.targets import TargetOptions
 
     images = calibration_images(calibration) if calibration is not None else ()
+    check_target(target)  # before the checkpoint is opened: a wrong word is said first
     plan = default_plan(ckpt)
     with stage_bar() as progress:
         result = export_checkpoint(
