@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 # Before the first test imports torch or an engine: they read these once, when they are loaded.
 # The models under test are tiny, so more threads only cost time, and a fixed number repeats better.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Beside another worker of xdist, one.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -41,6 +42,14 @@ def pytest_report_header() -> list[str]:
         except metadata.PackageNotFoundError:
             found.append(f"no {package}")
     return [f"packages: {', '.join(found)}", f"threads: {os.environ['OMP_NUM_THREADS']}"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For `pytest -n`: a file stays on one worker, and so do all that share the dearest exports."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            shared = "tiny_engines" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("tiny_engines" if shared else str(item.path)))
 
 
 def _is_loopback(host: object) -> bool:
