@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from laco_export.parity.plan import LARGE
 from laco_runtimes.bundle import open_bundle
 
 pytestmark = pytest.mark.full
@@ -54,7 +55,7 @@ def test_a_model_of_full_size_is_exported_in_8_bits_within_its_memory(
         )
         manifest = open_bundle(engine).manifest
         assert manifest.parity is not None
-        assert manifest.parity.images >= 64
+        assert manifest.parity.images == LARGE.min_images + LARGE.adversarial
         # Every stage ran in a process of its own, and none took more than it may.
         assert {"graphs", "reference", "compile decoder", "parity"} <= told["peak_bytes"].keys()
         assert max(told["peak_bytes"].values()) <= MOST_BYTES
