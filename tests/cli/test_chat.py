@@ -71,6 +71,14 @@ def dialogue(pipeline: Pipeline, checkpoint: Path) -> Dialogue:
 
 
 @pytest.fixture
+def handler() -> Iterator[object]:
+    """Ctrl-C as in a terminal: workers of xdist, and jobs in the background, ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "red barn.png"
     pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
@@ -346,9 +354,8 @@ def test_the_dialogue_ends_at_an_empty_line_and_at_quit(
 
 
 def test_ctrl_c_keeps_the_answer_so_far(
-    dialogue: Dialogue, monkeypatch: pytest.MonkeyPatch
+    dialogue: Dialogue, monkeypatch: pytest.MonkeyPatch, handler: object
 ) -> None:
-    handler = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr("sys.stdout", Terminal(presses=1))
     dialogue.settings = Settings(max_new_tokens=60)
     dialogue.ask("What is it?")
@@ -360,7 +367,7 @@ def test_ctrl_c_keeps_the_answer_so_far(
 
 
 def test_a_second_ctrl_c_drops_the_turn(
-    dialogue: Dialogue, monkeypatch: pytest.MonkeyPatch
+    dialogue: Dialogue, monkeypatch: pytest.MonkeyPatch, handler: object
 ) -> None:
     class Impatient(Terminal):
         def write(self, text: str) -> int:
@@ -369,7 +376,6 @@ def test_a_second_ctrl_c_drops_the_turn(
                 signal.raise_signal(signal.SIGINT)
             return super().write(text)
 
-    handler = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr("sys.stdout", Impatient())
     dialogue.settings = Settings(max_new_tokens=60)
     with pytest.raises(KeyboardInterrupt):
