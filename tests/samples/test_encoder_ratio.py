@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -13,8 +11,8 @@ import pytest
 import torch
 
 from laco_deploy.model.presets import VISION_PRESETS
+from tests.samples.scripts import load_script
 
-SCRIPT = Path(__file__).resolve().parents[2] / "samples" / "encoder_ratio.py"
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "patch_size": 7}
 SIZES = {"aimv2-large-448": 56, "siglip-so400m-384": 64, "internvit-300m-448": 56}
 ORDER = ["LaCo@1/4", "LaCo@1/2", "LaCo@1", "no merger", "transformers"]
@@ -23,12 +21,7 @@ ORDER = ["LaCo@1/4", "LaCo@1/2", "LaCo@1", "no merger", "transformers"]
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The program, with every preset cut down to four narrow blocks."""
-    spec = importlib.util.spec_from_file_location("encoder_ratio", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    module = load_script("encoder_ratio", monkeypatch)
     small = {
         name: replace(
             VISION_PRESETS[name],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,18 +10,12 @@ from types import ModuleType
 import pytest
 
 from laco_runtimes.sources import KINDS
-
-SCRIPT = Path(__file__).resolve().parents[2] / "samples" / "loop_overhead.py"
+from tests.samples.scripts import load_script
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("loop_overhead", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    module = load_script("loop_overhead", monkeypatch)
     monkeypatch.setitem(KINDS, "fake", KINDS["bundle"])  # taken out again after the test
     return module
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,19 +12,12 @@ import numpy as np
 import pytest
 
 from laco_runtimes.engines import ENGINES
-
-SCRIPT = Path(__file__).resolve().parents[2] / "samples" / "openvino_vlm_ratio.py"
+from tests.samples.scripts import load_script
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("openvino_vlm_ratio", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("openvino_vlm_ratio", monkeypatch)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from dataclasses import replace
@@ -14,8 +13,8 @@ import torch
 
 from laco_deploy.model.presets import LANGUAGE_PRESETS, VISION_PRESETS
 from laco_deploy.training.parts import parameter_groups
+from tests.samples.scripts import load_script
 
-SCRIPT = Path(__file__).resolve().parents[2] / "samples" / "train_step_ratio.py"
 VISION, LLM = "aimv2-large-448", "qwen2.5-0.5b"
 NARROW = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
 SMALL_VISION = {**NARROW, "patch_size": 7, "image_size": 56}
@@ -31,12 +30,7 @@ SMALL_LLM = {
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The program, with small models."""
-    spec = importlib.util.spec_from_file_location("train_step_ratio", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    module = load_script("train_step_ratio", monkeypatch)
     vision, llm = VISION_PRESETS[VISION], LANGUAGE_PRESETS[LLM]
     vision = replace(vision, settings={**vision.settings, **SMALL_VISION}, blocks=4)
     llm = replace(llm, settings={**llm.settings, **SMALL_LLM}, blocks=2)
