@@ -45,11 +45,7 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of training first: they fork, which is not safe behind the threads of an engine.
-
-    For `pytest -n`: a file stays on one worker, and so do all that share the dearest exports.
-    """
-    items.sort(key=lambda item: "training" not in item.path.parts)  # stable
+    """For `pytest -n`: a file stays on one worker, and so do all that share the dearest exports."""
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             shared = "tiny_engines" in getattr(item, "fixturenames", ())

@@ -36,9 +36,9 @@ class Probe:
 
 def ask_openvino() -> Iterator[Finding]:
     """Every device that OpenVINO names, and those that it should and does not."""
-    from laco_runtimes.engines.openvino import import_openvino
+    from laco_runtimes.engines.openvino import openvino_core
 
-    core = import_openvino().Core()
+    core = openvino_core()
     devices = list(core.available_devices)
 
     def infer(device: str) -> Floats:

@@ -14,6 +14,7 @@ from laco_export.job import ExportJob
 from laco_export.targets import TARGETS
 from laco_runtimes import graphs
 from laco_runtimes.engines import ENGINES
+from laco_runtimes.engines.openvino import openvino_core
 from tests.bundles import RandomBundles
 from tests.export.passes import PROMPT, Floats, conversation, largest_difference
 
@@ -27,7 +28,7 @@ def folder(bundle_for: RandomBundles) -> Path:
 
 @pytest.fixture(scope="module")
 def decoder(folder: Path) -> openvino.CompiledModel:
-    return openvino.Core().compile_model(folder / "openvino_language_model.xml", "CPU", EXACT)
+    return openvino_core().compile_model(folder / "openvino_language_model.xml", "CPU", EXACT)
 
 
 def test_every_target_has_an_engine_of_its_name() -> None:
@@ -44,7 +45,7 @@ def test_onnx_runtime_loads_the_onnx_files_themselves(bundle_for: RandomBundles)
 
 
 def test_the_decoder_is_stateful(folder: Path, job: ExportJob) -> None:
-    model = openvino.Core().read_model(folder / "openvino_language_model.xml")
+    model = openvino_core().read_model(folder / "openvino_language_model.xml")
     spec = graphs.stateful_decoder(job.language)
     assert [port.any_name for port in model.inputs] == [one.name for one in spec.inputs]
     assert [port.any_name for port in model.outputs] == ["logits"]
@@ -123,7 +124,7 @@ def test_beam_idx_names_the_row_whose_cache_goes_on(
 def test_no_guard_against_nan_is_left_behind_attention(folder: Path, graph: str) -> None:
     kinds = {
         node.get_type_name()
-        for node in openvino.Core().read_model(folder / f"{graph}.xml").get_ops()
+        for node in openvino_core().read_model(folder / f"{graph}.xml").get_ops()
     }
     assert "ScaledDotProductAttention" in kinds
     assert "IsNaN" not in kinds

@@ -152,9 +152,9 @@ def openvino_bundle(bundle_for: Callable[[str], Path]) -> Bundle:
 
 
 def read(path: Path) -> Any:
-    import openvino
+    from laco_runtimes.engines.openvino import openvino_core
 
-    return openvino.Core().read_model(path)
+    return openvino_core().read_model(path)
 
 
 def test_a_changed_decoder_has_the_last_mlp_and_head_behind_its_slices(
@@ -179,12 +179,12 @@ def test_a_changed_decoder_has_the_last_mlp_and_head_behind_its_slices(
 
 
 def test_a_changed_decoder_gives_the_logits_of_the_file(openvino_bundle: Bundle) -> None:
-    import openvino
+    from laco_runtimes.engines.openvino import openvino_core
 
     decoder = openvino_bundle.root / openvino_bundle.manifest.decoder
     language = loaded(openvino_bundle).language
     embeds = language.embed(IDS)
-    plain = openvino.Core().compile_model(decoder, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    plain = openvino_core().compile_model(decoder, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     expected = plain(
         {
             "inputs_embeds": embeds[None],
@@ -239,13 +239,13 @@ def test_a_graph_without_the_slices_stays_as_it_is(openvino_bundle: Bundle) -> N
 def test_a_device_where_it_was_not_tried_scores_nothing(
     openvino_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import openvino
+    from laco_runtimes.engines import openvino
 
     class Core:
         """OpenVINO whose GPU is its CPU."""
 
         available_devices = ("CPU", "GPU")
-        core = openvino.Core()
+        core = openvino.openvino_core()
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self.core, name)
@@ -256,7 +256,7 @@ def test_a_device_where_it_was_not_tried_scores_nothing(
         def compile_model(self, graph: Any, device: str, config: dict[str, str]) -> Any:
             return self.core.compile_model(graph, "CPU", config)
 
-    monkeypatch.setattr(openvino, "Core", Core)
+    monkeypatch.setattr(openvino, "openvino_core", Core)
     engine = loaded(openvino_bundle, "GPU")
     assert not engine.capabilities.scores
     engine.language.prefill(engine.language.embed(PROMPT))
@@ -268,6 +268,7 @@ def test_a_device_where_it_was_not_tried_scores_nothing(
 @pytest.mark.parametrize("stored", ["f32", "f16", "bf16", "i8", "u8"])
 def test_rows_of_the_table_are_what_an_inference_looks_up(stored: str) -> None:
     openvino = pytest.importorskip("openvino")
+    from laco_runtimes.engines.openvino import openvino_core
     from laco_runtimes.engines.openvino_graph import embedding_rows
 
     model = openvino.Model([table(stored)], [PARAMETERS.pop()])
@@ -275,7 +276,7 @@ def test_rows_of_the_table_are_what_an_inference_looks_up(stored: str) -> None:
     assert embed is not None
     ids = [4, 0, 11, 4, 7]
     [expected] = (
-        openvino.Core()
+        openvino_core()
         .compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([np.array([ids])])
         .values()
     )

@@ -23,7 +23,7 @@ from laco_export.targets.openvino_quantize import (
     int8_activations,
     int8_weights,
 )
-from laco_runtimes.engines.openvino import import_openvino
+from laco_runtimes.engines.openvino import import_openvino, openvino_core
 from laco_runtimes.errors import ExportError, LacoError
 from laco_runtimes.graphs import cache_names, stateful_decoder
 
@@ -76,7 +76,7 @@ def compile_graph(request: CompileRequest) -> str:
     path = _place(request)
     try:
         # The weights stay in the ONNX file, mapped into memory, until they are written.
-        model = openvino.Core().read_model(request.root / request.onnx)
+        model = openvino_core().read_model(request.root / request.onnx)
         _drop_nan_guards(model)
         if spec.name == "decoder":
             spec = stateful_decoder(request.language)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,26 @@ def import_openvino() -> ModuleType:
     return importlib.import_module("openvino")
 
 
+_CREATING = threading.Lock()
+_CORE: Core | None = None
+
+
+def openvino_core() -> Core:
+    """The one `Core` of this process, kept until it ends.
+
+    On Linux a Core gives the thread that first uses the CPU a stack for signals, and takes away
+    its own memory when it goes, even if that stack is in use: of two Cores, the older one gone
+    first, or one that goes in another thread, is enough. The next signal with a handler in Python
+    (Ctrl-C, or the end of a child where torch loads data) then ends the process with a
+    segmentation fault (seen with 2026.4.1, `SigAltStackSetup` in src/plugins/intel_cpu).
+    """
+    global _CORE  # noqa: PLW0603 - what functools.cache cannot do: two threads at once get one
+    with _CREATING:
+        if _CORE is None:
+            _CORE = import_openvino().Core()
+        return _CORE
+
+
 def load(request: LoadRequest) -> LoadedEngine:
     """Compile the three graphs on one device.
 
@@ -65,9 +86,7 @@ def load(request: LoadRequest) -> LoadedEngine:
         ArgumentError: CPU threads asked of another device.
         EngineError: an unknown device, or a graph that cannot be compiled.
     """
-    openvino = import_openvino()
-
-    core = openvino.Core()
+    core = openvino_core()
     present = list(core.available_devices)
     asked = request.device.upper()
     if asked == "AUTO":
@@ -293,4 +312,4 @@ class _Language:
         self._held, self._whole = len(kept), True
 
 
-__all__ = ["MAX_FORGOTTEN", "import_openvino", "load"]
+__all__ = ["MAX_FORGOTTEN", "import_openvino", "load", "openvino_core"]

@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 
 from laco_export.precision import Precisions
-from laco_runtimes.engines.openvino import import_openvino
+from laco_runtimes.engines.openvino import openvino_core
 from tests.export.openvino.work import Compile
 
 
 def fused(path: Path) -> dict[str, int]:
     """Operators of a compiled decoder; attention over its own cache under a float mask apart."""
-    openvino = import_openvino()
-    runtime = openvino.Core().compile_model(path, "CPU").get_runtime_model()
+    runtime = openvino_core().compile_model(path, "CPU").get_runtime_model()
 
     def info(node: Any, key: str) -> str:
         return str(node.get_rt_info()[key].astype(str))
@@ -58,7 +57,7 @@ def test_every_layer_can_become_paged_attention(compiled: Compile, precisions: P
     from openvino._offline_transformations import paged_attention_transformation
 
     bundle = compiled(precisions)
-    model = import_openvino().Core().read_model(bundle.file("decoder"))
+    model = openvino_core().read_model(bundle.file("decoder"))
     paged_attention_transformation(model)
     kinds = [node.get_type_name() for node in model.get_ops()]
     assert kinds.count("PagedAttentionExtension") == bundle.source.language.layers
