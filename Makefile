@@ -32,7 +32,7 @@ train: $(DEMO) ## train the tiny model from scratch into runs/tiny
 	@$(BIN)/laco train --recipe tiny --out runs/tiny
 
 test: $(DEV) ## the default tests
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 2 --dist loadgroup
 
 test-full: $(DEV) ## every test that needs no GPU (takes minutes longer)
 	@$(BIN)/pytest -m "not gpu"
