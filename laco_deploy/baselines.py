@@ -1,4 +1,4 @@
-"""What `laco bench` compares a model with: the same weights, merged elsewhere or not at all."""
+"""What `laco bench` compares a model with: the same weights, merged elsewhere, or not at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from laco_deploy.downsampled import DownsampledEncoder, smaller_vision
 from laco_deploy.model.config import LacoConfig
 from laco_deploy.model.modeling import LacoForConditionalGeneration
 from laco_deploy.model.vision import LacoVisionEncoder
@@ -57,9 +58,20 @@ def _external(config: LacoConfig) -> VariantSource:
     return VariantSource("external", mergers, config.merged_grid)
 
 
+def _downsampled(config: LacoConfig) -> VariantSource:
+    """No merger, and an image so small that as few patches cover it.
+
+    Raises:
+        ConfigError: the tower's positions cannot be resampled, or the tokens are no square.
+    """
+    smaller_vision(config)
+    return VariantSource("downsampled", (), config.merged_grid)
+
+
 BASELINES: dict[str, Callable[[LacoConfig], VariantSource]] = {
     "uncompressed": _uncompressed,
     "external": _external,
+    "downsampled": _downsampled,
 }
 """What `laco bench` compares with. They share the language model and all weights, and were not
 trained this way: right about time, not words."""
@@ -67,11 +79,28 @@ trained this way: right about time, not words."""
 
 def baseline_encoder(
     name: str, config: LacoConfig, model: LacoForConditionalGeneration
-) -> BaselineEncoder:
-    """The module of one row of `BASELINES`, on the weights of the trained model."""
+) -> BaselineEncoder | DownsampledEncoder:
+    """The module of one row of `BASELINES`, on the weights of the trained model.
+
+    Raises:
+        ConfigError: the model has no such baseline.
+    """
+    return _ENCODERS[name](config, model)
+
+
+def _behind(config: LacoConfig, model: LacoForConditionalGeneration) -> BaselineEncoder:
     inside = model.model.vision_encoder.mergers
     moved = [inside[str(one.after_block)] for one in config.merger_specs]
-    return BaselineEncoder(config, model, moved if BASELINES[name](config).mergers else ())
+    return BaselineEncoder(config, model, moved)
 
+
+_ENCODERS: dict[
+    str,
+    Callable[[LacoConfig, LacoForConditionalGeneration], BaselineEncoder | DownsampledEncoder],
+] = {
+    "uncompressed": lambda config, model: BaselineEncoder(config, model, ()),
+    "external": _behind,
+    "downsampled": DownsampledEncoder,
+}
 
 __all__ = ["BASELINES", "BaselineEncoder", "baseline_encoder"]

@@ -166,7 +166,7 @@ def build_job(
         size=size,
         rope_theta=theta,
         load=partial(
-            _modules_of if isinstance(checkpoint, Checkpoint) else load_modules,
+            modules_of if isinstance(checkpoint, Checkpoint) else load_modules,
             checkpoint if isinstance(checkpoint, Checkpoint) else checkpoint.root,  # type: ignore[arg-type]
             names,
         ),
@@ -187,10 +187,11 @@ def load_modules(root: Path, baselines: Sequence[str]) -> Modules:
     Raises:
         CheckpointError: the weights cannot be read.
     """
-    return _modules_of(load_checkpoint(root), baselines)
+    return modules_of(load_checkpoint(root), baselines)
 
 
-def _modules_of(checkpoint: Checkpoint, baselines: Sequence[str]) -> Modules:
+def modules_of(checkpoint: Checkpoint, baselines: Sequence[str]) -> Modules:
+    """Take a checkpoint apart; its weights are shared."""
     config, model = checkpoint.config, checkpoint.model.float().eval()
     encoders: dict[str, ImageEncoder] = {MAIN_VARIANT: model}
     encoders |= {name: baseline_encoder(name, config, model) for name in baselines}
@@ -285,4 +286,5 @@ __all__ = [
     "default_plan",
     "export_checkpoint",
     "load_modules",
+    "modules_of",
 ]

@@ -55,7 +55,8 @@ def _summary(card: CardFacts, facts: BundleFacts) -> str:
         *(
             f"| {one.name}{' (for timing only)' if one.latency_only else ''} "
             f"| {_mergers(one, facts.vision.blocks)} "
-            f"| {facts.said_tokens(one)}, from {patches} patches |"
+            f"| {facts.said_tokens(one)}, "
+            f"from {patches if one.mergers else one.tokens_per_tile} patches |"
             for one in facts.variants
         ),
     ]

@@ -1,50 +1,17 @@
-"""Peak memory of one variant, in a process of its own.
-
-The peak of a process never falls, so variants that share one would all show that of the largest.
-"""
+"""Peak memory: of this process, and of a GPU."""
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 import sys
-from multiprocessing.connection import Connection
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
-from laco_deploy.benchmark.request import Workload, load_contender, timed_request
-from laco_runtimes.bundle import Bundle
-from laco_runtimes.manifest import Variant
-
-REQUESTS = 2
-"""The first one allocates; a second one shows what is kept in between."""
-
-_VALUE, _REASON = b"v", b"r"
-
-
-def peak_memory(
-    bundle: Bundle, variant: Variant, workload: Workload
-) -> tuple[int | None, str | None]:
-    """Load one variant in a fresh process, send it requests and return its peak memory.
-
-    Returns:
-        (bytes, None), or (None, why it could not be found).
-    """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(sender, bundle, variant, workload), daemon=True)
-    process.start()
-    sender.close()  # so that the pipe ends with the child, also when that is killed for memory
-    try:
-        message = receiver.recv_bytes()
-    except EOFError:
-        process.join()
-        return None, f"the process that was to measure it ended with code {process.exitcode}"
-    finally:
-        receiver.close()
-        process.kill()
-        process.join()
-    kind, text = message[:1], message[1:].decode()
-    return (int(text), None) if kind == _VALUE else (None, text)
+from laco_deploy.benchmark.energy import cuda_index
+from laco_deploy.benchmark.sampler import Sampler
 
 
 def peak_resident_bytes() -> int | None:
@@ -64,19 +31,54 @@ def peak_resident_bytes() -> int | None:
     return None
 
 
-def _child(sender: Connection, bundle: Bundle, variant: Variant, workload: Workload) -> None:
-    try:
-        contender = load_contender(bundle, variant, workload)
-        for _ in range(REQUESTS):
-            timed_request(contender)
-        peak = peak_resident_bytes()
-    except Exception as error:  # whatever it is, the parent's measurement goes on
-        sender.send_bytes(_REASON + (str(error) or type(error).__name__).encode())
+@dataclass(slots=True)
+class DeviceMemory:
+    """Filled in when the watch ends."""
+
+    peak_bytes: int | None = None
+    note: str | None = None
+
+
+@contextmanager
+def device_memory(device: str, module: str = "pynvml") -> Iterator[DeviceMemory]:
+    """Watch the memory of the GPU in use, in a thread: the most beyond what was in use before.
+
+    Args:
+        device: in the engine's own words.
+        module: import name of NVML's Python package.
+    """
+    found = DeviceMemory()
+    index = cuda_index(device)
+    if index is None:
+        found.note = f"only an NVIDIA GPU's memory can be told, and this ran on {device}"
+        yield found
         return
-    if peak is None:
-        sender.send_bytes(_REASON + f"{sys.platform} does not tell".encode())
-    else:
-        sender.send_bytes(_VALUE + str(peak).encode())
+    try:
+        nvml = import_module(module)
+        nvml.nvmlInit()
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        before = int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
+        sampler = Sampler(lambda: float(nvml.nvmlDeviceGetMemoryInfo(handle).used))
+        sampler.start()
+    except ImportError:
+        found.note = "the package nvidia-ml-py is not installed"
+        yield found
+        return
+    except Exception as error:  # NVMLError of whatever kind
+        found.note = f"NVML refused: {error}"
+        yield found
+        return
+    try:
+        yield found
+    finally:
+        try:
+            sampler.stop()
+        except Exception as error:
+            found.note = f"NVML refused: {error}"
+        else:
+            most = int(sampler.largest) - before
+            found.peak_bytes = most if most > 0 else None
+            found.note = None if most > 0 else "nothing was allocated on the GPU"
 
 
-__all__ = ["peak_memory", "peak_resident_bytes"]
+__all__ = ["DeviceMemory", "device_memory", "peak_resident_bytes"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -31,7 +32,13 @@ def read_picture(path: Path | None) -> tuple[bytes, ImageIdentity]:
 
 def _identify(data: bytes, name: str | None) -> ImageIdentity:
     width, height = load_image(data).size
-    return ImageIdentity(name=name, width=width, height=height, size_bytes=len(data))
+    return ImageIdentity(
+        name=name,
+        width=width,
+        height=height,
+        size_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
 
 
 def _synthetic() -> bytes:

@@ -1,89 +1,54 @@
-"""A whole benchmark: open a bundle, measure each of its variants, fill in the report."""
+"""A whole benchmark: load what takes part, measure it, fill in the report."""
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
+from laco_deploy.benchmark.extras import beside_limits, measure_energy, start_afresh
+from laco_deploy.benchmark.fit import fits_of
+from laco_deploy.benchmark.fresh import Fresh
+from laco_deploy.benchmark.job import BenchJob, BenchPlan, Entrant, Progress, entrants_of
+from laco_deploy.benchmark.limits_schema import Limits
+from laco_deploy.benchmark.load import load_entrants, nothing_left
 from laco_deploy.benchmark.machine import describe_machine
-from laco_deploy.benchmark.measure import measure
-from laco_deploy.benchmark.memory import peak_memory
+from laco_deploy.benchmark.measure import Deadline, message_of, time_rounds, warm_up
 from laco_deploy.benchmark.picture import read_picture
-from laco_deploy.benchmark.request import Clock, Contender, Workload, check_room, load_contender
+from laco_deploy.benchmark.quality import Snapshot, clock_cost_ns, quality
+from laco_deploy.benchmark.request import Clock, Contender, RequestTimes, Workload, fitting
+from laco_deploy.benchmark.results import Energy, Found, bundle_identities, variant_result
 from laco_deploy.benchmark.schema import (
     BASELINE,
     BenchReport,
-    BundleIdentity,
+    ImageIdentity,
+    Quality,
     Settings,
+    Sweep,
     VariantResult,
 )
-from laco_deploy.benchmark.statistics import distribution, paired_speedup
-from laco_runtimes.bundle import Bundle, open_bundle
+from laco_deploy.benchmark.statistics import drift
+from laco_runtimes.bundle import open_bundle
 from laco_runtimes.engines import ENGINES
-from laco_runtimes.errors import ArgumentError, EngineError
-from laco_runtimes.manifest import MANIFEST_NAME, Variant
-from laco_runtimes.prompt import check_prompt
-from laco_runtimes.reply import Timings
 
-SEED = 0
-
-Progress = Callable[[str, int, int], None]
-"""Told (what is under way, steps done, steps in all)."""
-
-Memory = tuple[int | None, str | None]
-"""(peak in bytes, why it is not known)."""
-
-NOT_ASKED: Memory = (None, "not asked for")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchJob:
-    """What to measure.
-
-    Raises:
-        ArgumentError: a number out of range, or an empty prompt.
-    """
-
-    engine: Path
-    """Bundle folder."""
-    image: Path | None = None
-    """Image file; None for a synthetic picture."""
-    prompt: str
-    new_tokens: int
-    """Length of every answer; stop tokens do not end it."""
-    runs: int
-    """Rounds of one request per variant."""
-    warmup: int
-    """Requests per variant before the first round."""
-    device: str = "auto"
-    threads: int | None = None
-    """CPU threads per inference; None leaves it to the engine."""
-    memory: bool = True
-    """Whether to find each variant's peak memory, which loads it once more."""
-
-    def __post_init__(self) -> None:
-        check_prompt(self.prompt)
-        for name, value, least in (
-            ("new tokens", self.new_tokens, 1),
-            ("runs", self.runs, 1),
-            ("warmup", self.warmup, 0),
-            ("threads", 1 if self.threads is None else self.threads, 1),
-        ):
-            if value < least:
-                raise ArgumentError(f"{name} cannot be {value}. Give {least} or more.")
+NO_BASELINE = "the bundle has no such variant; export it with --baseline uncompressed"
 
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    timings: dict[str, list[Timings]]
+    """What the process in which all are loaded found."""
+
+    times: dict[str, list[RequestTimes]]
+    tiles: dict[str, int]
     visual_tokens: dict[str, int]
     prompt_tokens: dict[str, int]
     device: str
     reason: str
+    before: Snapshot
+    after: Snapshot
+    clock_read_ns: float
+    energy: dict[str, Energy] = field(default_factory=dict)
 
 
 def run_benchmark(
@@ -92,60 +57,89 @@ def run_benchmark(
     progress: Progress = lambda what, done, total: None,
     clock: Clock = time.perf_counter_ns,
 ) -> BenchReport:
-    """Measure every variant of a bundle on this machine.
+    """Measure the variants of one bundle on this machine.
 
     Raises:
-        BundleError, ImageError: the bundle or the image cannot be used.
-        ContextLengthError: the longest variant's prompt and answer do not fit in the context.
-        MissingPackageError, EngineError: the engine is not installed, refused, or would run the
-            variants on different devices.
+        BundleError: the bundle cannot be used.
+        LacoError: as `run_entrants`.
     """
+    deadline = Deadline(job.max_seconds, clock)
     bundle = open_bundle(job.engine)
-    data, image = read_picture(job.image)
-    workload = Workload(data, job.prompt, job.new_tokens, job.device, job.threads)
-    check_room(bundle, workload)
-    engine = ENGINES.get(bundle.manifest.target)  # None is refused when it is loaded
-    machine = describe_machine(engine.package if engine else bundle.manifest.target)
-    measured = _measure(bundle, workload, job, progress, clock)
-    memory = _memory(bundle, workload, progress) if job.memory else {}
+    entrants = entrants_of(bundle, job.variants)
+    missing = {} if any(one.name == BASELINE for one in entrants) else {BASELINE: NO_BASELINE}
+    return run_entrants(
+        entrants, job, failed=missing, progress=progress, clock=clock, deadline=deadline
+    )
+
+
+def run_entrants(
+    entrants: Sequence[Entrant],
+    plan: BenchPlan,
+    *,
+    failed: Mapping[str, str] | None = None,
+    sweep: Sweep | None = None,
+    progress: Progress = lambda what, done, total: None,
+    clock: Clock = time.perf_counter_ns,
+    deadline: Deadline | None = None,
+) -> BenchReport:
+    """Measure variants of one or more bundles of the same target, all in this process.
+
+    What fails is left out and named in the report, as long as anything is left to report.
+
+    Args:
+        failed: what is missing already, and why.
+        sweep: what the bundles are points of.
+        deadline: begun before; None begins `plan.max_seconds` now.
+
+    Raises:
+        ImageError: the image cannot be used.
+        ContextLengthError: not even the shortest answer fits in the context.
+        MissingPackageError, EngineError: the engine is not installed, every variant failed, or
+            they would run on different devices.
+    """
+    data, image = read_picture(plan.image)
+    lengths = tuple(sorted(set(plan.new_tokens)))
+    workload = Workload(data, plan.prompt, lengths, plan.device, plan.threads)
+    rooms = [(one.bundle.manifest, one.bundle.tokenizer, one.variant) for one in entrants]
+    workload = replace(workload, new_tokens=fitting(rooms, workload))
+    target = entrants[0].bundle.manifest.target
+    engine = ENGINES.get(target)  # None is refused when it is loaded
+    machine = describe_machine(engine.package if engine else target)
+    missing = dict(failed or {})
+    deadline = deadline or Deadline(plan.max_seconds, clock)
+    measured = _measure(entrants, workload, plan, missing, deadline, progress, clock)
+    left = [entrant for entrant in entrants if entrant.name in measured.times]
+    fresh = start_afresh(left, workload, measured.device, progress) if plan.memory else {}
+    results = _results(left, measured, fresh, workload, plan)
     return BenchReport(
-        schema_version=1,
+        schema_version=2,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        bundle=_identify(bundle),
+        bundles=bundle_identities(left),
         machine=machine,
-        settings=Settings(
-            engine=bundle.manifest.target,
-            device=measured.device,
-            device_requested=job.device,
-            device_reason=measured.reason,
-            threads=job.threads,
-            image=image,
-            prompt=job.prompt,
-            new_tokens=job.new_tokens,
-            runs=job.runs,
-            warmup=job.warmup,
-            seed=SEED,
-        ),
-        results=tuple(
-            _result(variant, measured, memory.get(variant.name, NOT_ASKED))
-            for variant in sorted(bundle.manifest.variants, key=lambda one: one.name == BASELINE)
-        ),
+        settings=_settings(plan, workload, image, measured, target, sweep),
+        results=results,
+        limits=_limits(left, results, measured, plan, missing, progress),
+        failed=missing,
+        quality=_quality(results, measured, plan, workload),
+        fits=() if sweep is None else fits_of(results),
     )
 
 
 def _measure(
-    bundle: Bundle, workload: Workload, job: BenchJob, progress: Progress, clock: Clock
+    entrants: Sequence[Entrant],
+    workload: Workload,
+    plan: BenchPlan,
+    failed: dict[str, str],
+    deadline: Deadline,
+    progress: Progress,
+    clock: Clock,
 ) -> _Measured:
-    """Load all variants into this process, each as a `Pipeline` would, and time them."""
-    variants = bundle.manifest.variants
-    contenders = []
-    for number, variant in enumerate(variants):
-        progress("loading", number, len(variants))
-        contenders.append(load_contender(bundle, variant, workload))
-    progress("loading", len(variants), len(variants))
-    _check_one_device(contenders)
-
-    done, total = 0, len(variants) * (job.warmup + job.runs)
+    """Load everything, time it, and let go of it again. Adds to `failed`."""
+    loaded = load_entrants(entrants, workload, deadline, progress, clock)
+    failed.update(loaded.failed)
+    contenders = loaded.contenders
+    warmup = max(0, plan.warmup - loaded.warmed)
+    done, total = 0, len(contenders) * (warmup + plan.runs)
     progress("measuring", done, total)
 
     def advance() -> None:
@@ -153,73 +147,139 @@ def _measure(
         done += 1
         progress("measuring", done, total)
 
-    timings = measure(
-        contenders, runs=job.runs, warmup=job.warmup, seed=SEED, clock=clock, advance=advance
+    broken = warm_up(contenders, warmup=warmup, seed=plan.seed, clock=clock, advance=advance)
+    contenders = _without(contenders, broken, failed)
+    cost = clock_cost_ns(clock)
+    before = Snapshot.take()
+    rounds = time_rounds(
+        contenders, runs=plan.runs, seed=plan.seed, clock=clock, advance=advance, deadline=deadline
     )
-    visual_tokens = {one.variant.name: one.read_image().tokens for one in contenders}
+    after = Snapshot.take()
+    contenders = _without(contenders, rounds.failed, failed)
+    progress("measuring", total, total)
+    energy: dict[str, Energy] = {}
+    if plan.energy:
+        energy, missing = measure_energy(contenders, progress, clock)
+        if missing is not None:
+            failed["energy"] = missing
+    parts = {name: one.read_image() for name, one in contenders.items()}
+    first = next(iter(contenders.values())).engine
     return _Measured(
-        timings=timings,
-        visual_tokens=visual_tokens,
+        times=rounds.times,
+        tiles={name: part.tiles for name, part in parts.items()},
+        visual_tokens={name: part.tokens for name, part in parts.items()},
         prompt_tokens={
-            one.variant.name: len(one.prompt_ids(visual_tokens[one.variant.name]))
-            for one in contenders
+            name: len(contenders[name].prompt_ids(part.tokens)) for name, part in parts.items()
         },
-        device=contenders[0].engine.device,
-        reason=contenders[0].engine.reason,
+        device=first.device,
+        reason=first.reason,
+        before=before,
+        after=after,
+        clock_read_ns=cost,
+        energy=energy,
     )
 
 
-def _check_one_device(contenders: Sequence[Contender]) -> None:
-    """`auto` decides for each variant by itself, and with less memory left maybe otherwise."""
-    devices = {contender.engine.device for contender in contenders}
-    if len(devices) > 1:
-        raise EngineError(
-            f"the variants were loaded on different devices ({', '.join(sorted(devices))}) and "
-            "cannot be compared. Name one with --device."
+def _without(
+    contenders: Mapping[str, Contender], broken: Mapping[str, str], failed: dict[str, str]
+) -> dict[str, Contender]:
+    """The contenders that still answer. Adds the others to `failed`."""
+    failed.update(broken)
+    left = {name: one for name, one in contenders.items() if name not in broken}
+    if not left:
+        raise nothing_left(dict(broken))
+    return left
+
+
+def _results(
+    entrants: Sequence[Entrant],
+    measured: _Measured,
+    fresh: Mapping[str, Fresh],
+    workload: Workload,
+    plan: BenchPlan,
+) -> tuple[VariantResult, ...]:
+    found = Found(
+        times=measured.times,
+        visual_tokens=measured.visual_tokens,
+        prompt_tokens=measured.prompt_tokens,
+        fresh=fresh,
+        energy=measured.energy,
+        new_tokens=workload.new_tokens,
+        clock_read_ns=measured.clock_read_ns,
+        seed=plan.seed,
+    )
+    return tuple(variant_result(entrant, found) for entrant in entrants)
+
+
+def _limits(
+    entrants: Sequence[Entrant],
+    results: Sequence[VariantResult],
+    measured: _Measured,
+    plan: BenchPlan,
+    failed: dict[str, str],
+    progress: Progress,
+) -> Limits | None:
+    """None where they were not asked for; where they cannot be measured, `failed` says why."""
+    if not plan.limits:
+        return None
+    try:
+        return beside_limits(
+            entrants, results, measured.tiles, measured.device, plan.threads, progress
         )
+    except Exception as error:  # what was timed stands
+        failed["limits"] = message_of(error)
+        return None
 
 
-def _memory(bundle: Bundle, workload: Workload, progress: Progress) -> dict[str, Memory]:
-    """Peak memory per variant; after the timings, when their engines are gone again."""
-    variants = bundle.manifest.variants
-    found = {}
-    for number, variant in enumerate(variants):
-        progress("peak memory", number, len(variants))
-        found[variant.name] = peak_memory(bundle, variant, workload)
-    progress("peak memory", len(variants), len(variants))
-    return found
-
-
-def _result(variant: Variant, measured: _Measured, memory: Memory) -> VariantResult:
-    own = measured.timings[variant.name]
-    baseline = measured.timings.get(BASELINE)
-    per_token = [timings.tpot_ms for timings in own if timings.tpot_ms is not None]
-    return VariantResult(
-        name=variant.name,
-        latency_only=variant.latency_only,
-        visual_tokens=measured.visual_tokens[variant.name],
-        prompt_tokens=measured.prompt_tokens[variant.name],
-        preprocess_ms=distribution([timings.preprocess_ms for timings in own]),
-        vision_encode_ms=distribution([timings.vision_encode_ms for timings in own]),
-        embed_ms=distribution([timings.embed_ms for timings in own]),
-        prefill_ms=distribution([timings.prefill_ms for timings in own]),
-        ttft_ms=distribution([timings.ttft_ms for timings in own]),
-        tpot_ms=distribution(per_token) if per_token else None,
-        request_ms=distribution([timings.request_ms for timings in own]),
-        tokens_per_second=distribution([timings.tokens_per_second for timings in own]),
-        peak_memory_bytes=memory[0],
-        peak_memory_note=memory[1],
-        speedup_over_uncompressed=None if baseline is None else paired_speedup(baseline, own),
+def _quality(
+    results: Sequence[VariantResult],
+    measured: _Measured,
+    plan: BenchPlan,
+    workload: Workload,
+) -> Quality:
+    steady, runs = results[-1], len(results[-1].request_ms.runs)  # the baseline, where there is one
+    more = []
+    if left_out := sorted(set(plan.new_tokens) - set(workload.new_tokens)):
+        lengths = " and ".join(map(str, left_out))
+        more.append(f"Answers of {lengths} tokens do not fit in the model's context.")
+    if runs < plan.runs:
+        more.append(f"There was time for {runs} of {plan.runs} rounds.")
+    return quality(
+        measured.before,
+        measured.after,
+        drift(steady.name, steady.request_ms.runs),
+        clock_read_ns=measured.clock_read_ns,
+        runs=runs,
+        more=more,
     )
 
 
-def _identify(bundle: Bundle) -> BundleIdentity:
-    return BundleIdentity(
-        name=bundle.root.name.encode(errors="replace").decode(),
-        manifest_sha256=hashlib.sha256((bundle.root / MANIFEST_NAME).read_bytes()).hexdigest(),
-        target=bundle.manifest.target,
-        precision=bundle.manifest.precision,
+def _settings(
+    plan: BenchPlan,
+    workload: Workload,
+    image: ImageIdentity,
+    measured: _Measured,
+    target: str,
+    sweep: Sweep | None,
+) -> Settings:
+    return Settings(
+        engine=target,
+        device=measured.device,
+        device_requested=plan.device,
+        device_reason=measured.reason,
+        threads=plan.threads,
+        image=image,
+        prompt=plan.prompt,
+        new_tokens=workload.new_tokens,
+        new_tokens_requested=tuple(sorted(set(plan.new_tokens))),
+        runs=min(len(times) for times in measured.times.values()),
+        warmup=plan.warmup,
+        seed=plan.seed,
+        fresh=plan.memory,
+        energy=plan.energy,
+        limits=plan.limits,
+        sweep=sweep,
     )
 
 
-__all__ = ["BenchJob", "Progress", "run_benchmark"]
+__all__ = ["NO_BASELINE", "BenchJob", "Progress", "run_benchmark", "run_entrants"]

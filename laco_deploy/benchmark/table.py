@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from laco_deploy.benchmark.schema import (
-    BASELINE,
     BenchReport,
     Distribution,
+    Ratio,
     Speedup,
-    Spread,
     VariantResult,
-)
-
-NO_BASELINE = (
-    "The bundle has no uncompressed baseline to compare with. "
-    "Add one: laco export --baseline uncompressed,external"
-)
-LATENCY_ONLY = (
-    "Baselines are for latency only: they share the weights, but were not trained this way, so "
-    "their words mean nothing."
 )
 
 
@@ -40,133 +31,121 @@ class Cell:
         return f"{self.value} ({self.range})" if self.range else self.value
 
 
+NOTHING = Cell("–")
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One quantity."""
 
     label: str
     cells: tuple[Cell, ...]
-    """One per variant."""
+    """One per entry."""
     speedups: tuple[Cell, ...]
-    """One per variant of `compared`; empty where a ratio makes no sense."""
+    """One per entry of `compared`; empty where a ratio makes no sense."""
 
 
 def compared(report: BenchReport) -> list[VariantResult]:
-    """The variants with a speed-up worth a column."""
+    """The entries with a speed-up worth a column."""
     return [
         result
         for result in report.results
-        if result.speedup_over_uncompressed is not None and result.name != BASELINE
+        if result.speedup_over_uncompressed is not None and result.baseline != result.name
     ]
 
 
 def rows(report: BenchReport) -> list[Row]:
-    """All quantities, those before the first token in the order in which they happen."""
+    """All quantities that any entry has, those of a request in the order in which they happen."""
 
     def row(
         label: str,
         cell: Callable[[VariantResult], Cell],
-        ratio: Callable[[Speedup], Spread] | None = None,
+        ratio: Callable[[VariantResult], Ratio | None] = lambda result: None,
     ) -> Row:
         return Row(
             label,
             tuple(cell(result) for result in report.results),
-            tuple(_ratio_cell(result, ratio) for result in compared(report)),
+            tuple(_ratio_cell(ratio(result)) for result in compared(report)),
         )
 
-    return [
+    found = [
         row("visual tokens", lambda one: Cell(str(one.visual_tokens))),
         row("prompt tokens", lambda one: Cell(str(one.prompt_tokens))),
         row("preprocess, ms", lambda one: _cell(one.preprocess_ms)),
         row(
             "vision encoder, ms",
             lambda one: _cell(one.vision_encode_ms),
-            lambda speedup: speedup.vision_encode,
+            _speedup(lambda speedup: speedup.vision_encode),
         ),
         row("embed, ms", lambda one: _cell(one.embed_ms)),
-        row("prefill, ms", lambda one: _cell(one.prefill_ms), lambda speedup: speedup.prefill),
-        row("first token, ms", lambda one: _cell(one.ttft_ms), lambda s: s.ttft),
+        row("prefill, ms", lambda one: _cell(one.prefill_ms), _speedup(lambda s: s.prefill)),
+        row("first token, ms", lambda one: _cell(one.ttft_ms), _speedup(lambda s: s.ttft)),
         row("per later token, ms", lambda one: _cell(one.tpot_ms)),
-        row("whole request, ms", lambda one: _cell(one.request_ms), lambda s: s.request),
-        row("tokens per second", lambda one: _cell(one.tokens_per_second)),
-        row("peak memory, MB", lambda one: _memory_cell(one.peak_memory_bytes)),
+        *(_answer_rows(report, row)),
+        row("load, ms", lambda one: _plain(one.load_ms)),
+        row("cold start, ms", lambda one: _plain(one.cold_start_ms)),
+        row("peak memory, MB", lambda one: _plain(one.peak_memory_bytes, 1e-6)),
+        row("device memory, MB", lambda one: _plain(one.peak_device_bytes, 1e-6)),
+        row("energy, J", lambda one: _plain(one.energy_joules)),
     ]
+    return [one for one in found if any(cell != NOTHING for cell in one.cells)]
+
+
+def main_result(report: BenchReport) -> VariantResult:
+    """The entry that a headline is about: the first that was trained to be so, with a speed-up."""
+    candidates = (
+        [one for one in compared(report) if not one.latency_only],
+        [one for one in report.results if not one.latency_only],
+        report.results,
+    )
+    return next(found[0] for found in candidates if found)
 
 
 def headline(report: BenchReport) -> str:
     """The outcome in one sentence."""
-    laco = report.results[0]
+    laco = main_result(report)
     speedup = laco.speedup_over_uncompressed
-    baseline = report.result(BASELINE)
-    if speedup is None or baseline is None:
+    baseline = None if laco.baseline is None else report.result(laco.baseline)
+    if speedup is None or baseline is None or baseline is laco:
         return (
             f"First token after {number(laco.ttft_ms.median)} ms with "
             f"{laco.visual_tokens} visual tokens, {number(laco.tokens_per_second.median)} tokens "
-            "per second."
+            f"per second in answers of {laco.answers[-1].new_tokens}."
         )
+    low, high = speedup.ttft.ci95_low, speedup.ttft.ci95_high
+    who = "" if laco.name == laco.variant else f"{laco.name}: "
     return (
-        f"{speedup.ttft.median:.2f}× as fast to the first token as uncompressed "
-        f"({laco.visual_tokens} visual tokens instead of {baseline.visual_tokens}); "
-        f"vision encoder {speedup.vision_encode.median:.2f}×, "
-        f"whole request {speedup.request.median:.2f}×."
+        f"{who}{speedup.ttft.median:.2f}× as fast to the first token as uncompressed "
+        f"(95 % confidence {low:.2f}–{high:.2f}), with {laco.visual_tokens} visual tokens instead "
+        f"of {baseline.visual_tokens}; vision encoder {speedup.vision_encode.median:.2f}×, answer "
+        f"of {laco.answers[-1].new_tokens} tokens {speedup.request.median:.2f}×."
     )
 
 
-def notes(report: BenchReport) -> Iterator[str]:
-    """What a reader must know to read the numbers right."""
-    settings = report.settings
-    rounds = "1 round" if settings.runs == 1 else f"{settings.runs} rounds"
-    yield (
-        f"Medians (10th–90th percentile) of {rounds}, after {settings.warmup} warm-up requests "
-        "per variant; all variants in one process, their order changed every round. "
-        f"Every answer is {settings.new_tokens} tokens long. "
-        + ("" if report.result(BASELINE) is None else "Speed-ups pair the requests of a round.")
-    ).strip()
-    if report.result(BASELINE) is None:
-        yield NO_BASELINE
-    if any(result.latency_only for result in report.results):
-        yield LATENCY_ONLY
-    reasons = {one.peak_memory_note for one in report.results if one.peak_memory_note}
-    for reason in sorted(reasons):
-        yield f"Peak memory is not known: {reason}."
+@dataclass(frozen=True, slots=True)
+class Terminal:
+    """The table in the first form that fits in the width of a console without a broken line.
+
+    Entries are columns with ranges, columns of medians, or rows with the main quantities alone. Of
+    the speed-ups it has that of the main entry, always with its confidence interval.
+    """
+
+    report: BenchReport
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """What rich asks a renderable for."""
+        for form in (_columns(self.report, ranges=True), _columns(self.report, ranges=False)):
+            if Measurement.get(console, options.update(max_width=10_000), form).maximum <= (
+                options.max_width
+            ):
+                yield form
+                return
+        yield _lines(self.report)
 
 
-def repeat_command(report: BenchReport) -> str:
-    """The command that makes the same measurement again, paths by their last name."""
-    settings = report.settings
-    words = ["laco", "bench", report.bundle.name]
-    if settings.image.name is not None:
-        words += ["--image", settings.image.name]
-    words += ["--prompt", settings.prompt, "--new-tokens", str(settings.new_tokens)]
-    words += ["--runs", str(settings.runs), "--warmup", str(settings.warmup)]
-    words += ["--device", settings.device_requested]
-    if settings.threads is not None:
-        words += ["--threads", str(settings.threads)]
-    return shlex.join(words)
-
-
-def to_rich(report: BenchReport) -> Table:
-    """The table for a terminal; of the speed-ups only that of `laco`, so that 80 columns do."""
-    settings = report.settings
-    where = f"{settings.engine} on {settings.device}, {report.machine.cpu_model}"
-    found = [(row.label, *row.cells, *row.speedups[:1]) for row in rows(report)]
-    heads = ["", *(result.name for result in report.results)]
-    heads += [f"{result.name} speed-up" for result in compared(report)[:1]]
-    table = Table(
-        title=Text(f"{report.bundle.name}: {where}"), box=SIMPLE_HEAD, title_justify="left"
-    )
-    for head, column in zip(heads, zip(*found, strict=True), strict=True):
-        words = " ".join([head, *map(str, column)]).split()
-        # Where it is narrow, every range goes below its value; labels stay whole.
-        table.add_column(
-            Text(head),
-            justify="right" if head else "left",
-            min_width=max(map(len, words)),
-            no_wrap=not head,
-        )
-    for cells in found:
-        table.add_row(*(Text(str(cell)) for cell in cells))
-    return table
+def to_rich(report: BenchReport) -> Terminal:
+    """The table for a terminal."""
+    return Terminal(report)
 
 
 def number(value: float) -> str:
@@ -176,21 +155,102 @@ def number(value: float) -> str:
     )
 
 
+def _columns(report: BenchReport, *, ranges: bool) -> Table:
+    main = main_result(report)
+    places = [number for number, one in enumerate(compared(report)) if one is main]
+    heads = [result.name for result in report.results] + [f"{main.name} speed-up" for _ in places]
+    table = _empty(report)
+    for head in heads:
+        table.add_column(Text(head), justify="right")
+    for row in rows(report):
+        cells = [str(cell) if ranges else cell.value for cell in row.cells]
+        cells += [str(row.speedups[place]) for place in places]
+        table.add_row(*map(Text, (row.label, *cells)))
+    return table
+
+
+def _lines(report: BenchReport) -> Table:
+    def cells(one: VariantResult) -> tuple[str, ...]:
+        speedup = one.speedup_over_uncompressed if one.baseline != one.name else None
+        times = (one.vision_encode_ms, one.prefill_ms, one.ttft_ms, one.request_ms)
+        return (
+            one.name,
+            str(one.visual_tokens),
+            *(number(time.median) for time in times),
+            str(_ratio_cell(None if speedup is None else speedup.ttft)),
+        )
+
+    heads = ["", "visual tokens", "vision, ms", "prefill, ms", "first token, ms"]
+    heads += [f"{report.settings.new_tokens[-1]} tokens, ms", "first token speed-up"]
+    found = [cells(one) for one in report.results]
+    table = _empty(report)
+    for head, column in zip(heads, zip(*found, strict=True), strict=True):
+        # Where it is narrow, lines break between words, and no number is cut off.
+        width = max(map(len, " ".join([head, *column]).split()))
+        if head:
+            table.add_column(Text(head), justify="right", min_width=width)
+        else:
+            table.columns[0].min_width = width
+    for row in found:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _empty(report: BenchReport) -> Table:
+    settings = report.settings
+    where = f"{settings.engine} on {settings.device}, {report.machine.cpu_model}"
+    title = Text(f"{_title(report)}: {where}")
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+    table.add_column("", overflow="fold")
+    return table
+
+
+def _title(report: BenchReport) -> str:
+    sweep = report.settings.sweep
+    return report.bundle.name if sweep is None else sweep.checkpoint
+
+
+def _answer_rows(report: BenchReport, row: Callable[..., Row]) -> Sequence[Row]:
+    found = []
+    for place, length in enumerate(report.settings.new_tokens):
+        what = "1 token" if length == 1 else f"{length} tokens"
+
+        def request(one: VariantResult, place: int = place) -> Cell:
+            return _cell(one.answers[place].request_ms)
+
+        def rate(one: VariantResult, place: int = place) -> Cell:
+            return _cell(one.answers[place].tokens_per_second)
+
+        def ratio(one: VariantResult, place: int = place) -> Ratio | None:
+            return one.answers[place].speedup_over_uncompressed
+
+        found.append(row(f"{what}, ms", request, ratio))
+        found.append(row(f"{what}, per second", rate))
+    return found
+
+
+def _speedup(part: Callable[[Speedup], Ratio]) -> Callable[[VariantResult], Ratio | None]:
+    def ratio(result: VariantResult) -> Ratio | None:
+        found = result.speedup_over_uncompressed
+        return None if found is None else part(found)
+
+    return ratio
+
+
 def _cell(quantity: Distribution | None) -> Cell:
     if quantity is None:
-        return Cell("–")
+        return NOTHING
     return Cell(number(quantity.median), f"{number(quantity.p10)}–{number(quantity.p90)}")
 
 
-def _ratio_cell(result: VariantResult, ratio: Callable[[Speedup], Spread] | None) -> Cell:
-    if ratio is None or result.speedup_over_uncompressed is None:
+def _plain(value: float | None, scale: float = 1) -> Cell:
+    return NOTHING if value is None else Cell(number(value * scale))
+
+
+def _ratio_cell(ratio: Ratio | None) -> Cell:
+    if ratio is None:
         return Cell("")
-    found = ratio(result.speedup_over_uncompressed)
-    return Cell(f"{found.median:.2f}×", f"{found.p10:.2f}–{found.p90:.2f}")
-
-
-def _memory_cell(size_bytes: int | None) -> Cell:
-    return Cell("–" if size_bytes is None else f"{size_bytes / 1e6:.0f}")
+    return Cell(f"{ratio.median:.2f}×", f"{ratio.ci95_low:.2f}–{ratio.ci95_high:.2f}")
 
 
 __all__ = [
@@ -198,9 +258,8 @@ __all__ = [
     "Row",
     "compared",
     "headline",
-    "notes",
+    "main_result",
     "number",
-    "repeat_command",
     "rows",
     "to_rich",
 ]

@@ -20,13 +20,14 @@ from laco_deploy.cli.doctor import doctor
 from laco_deploy.cli.export import export
 from laco_deploy.cli.init import init
 from laco_deploy.cli.inspect import info, verify
+from laco_deploy.cli.report import report
 from laco_deploy.cli.train import train
 from laco_runtimes.errors import LacoError
 
 EXIT_CODES = "Exit codes: 0 fine, 1 failed, 2 wrong arguments, 3 a check was missed."
 
 VERBS: tuple[Callable[..., None], ...] = (
-    *(init, train, compare, export, chat, bench),
+    *(init, train, compare, export, chat, bench, report),
     *(verify, info, doctor, sign, pack, unpack),
 )
 """Verbs in the order in which people need them."""

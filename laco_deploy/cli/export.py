@@ -69,7 +69,9 @@ def export(
         to 64 are used, 4 for a large encoder, and 9 rendered extremes beside them. Default: the
         images that parity is checked on.
     baseline
-        Encoders to measure against, comma-separated: uncompressed, external. For latency only.
+        Encoders to measure against, comma-separated: uncompressed; external, with the same mergers
+        behind it; downsampled, uncompressed on an image so small that it has as few tokens. For
+        latency only.
     layout
         Further layouts to write for other runtimes, comma-separated; which ones there are depends
         on the target: onnxruntime has transformersjs and onnxruntime-genai.

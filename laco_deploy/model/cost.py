@@ -1,9 +1,6 @@
 """Operations of a model by formula and by counting, and its parameters part by part.
 
-An operation is one floating-point multiplication or addition of a matrix product or convolution,
-so a multiply-add counts as 2. Norms, activations, biases and sums are left out: they cost time, but
-less than one in a hundred operations. Attention counts every pair of tokens, also in the language
-model, where half of them are masked.
+What counts as an operation, and the formulas themselves, are in `laco_deploy.operations`.
 
 Symbols: N tokens, N' merged tokens, C encoder width, D language model width, F width inside the
 feed-forward network, r merge ratio.
@@ -11,7 +8,7 @@ feed-forward network, r merge ratio.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -20,19 +17,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config
 
+from laco_deploy import operations
 from laco_deploy.model.config import LacoConfig, VisionConfig, square_side
-from laco_deploy.model.merger_spec import MergerKind, MergerSpec
-from laco_deploy.model.mergers.c_abstractor import DEPTH
+from laco_deploy.model.merger_spec import MergerSpec
 from laco_deploy.model.modeling import LacoForConditionalGeneration
 from laco_deploy.model.towers import find_tower
-
-FFN_MATRICES: Mapping[str, int] = {
-    "aimv2_vision_model": 3,  # gated
-    "internvl_vision": 2,
-    "qwen2": 3,  # gated
-    "siglip_vision_model": 2,
-}
-"""m: matrices between C and F in a feed-forward network, by `model_type`."""
+from laco_deploy.operations import Block, Decoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +62,8 @@ class Parameters:
 
 def block_operations(vision: VisionConfig, tokens: int) -> int:
     """One block: 2N (4 C^2 + m C F) for its matrices and 4 N^2 C for attention."""
-    width, inner = vision.hidden_size, vision.intermediate_size
-    matrices = 4 * width * width + FFN_MATRICES[vision.model_type] * width * inner
-    return 2 * tokens * matrices + 4 * tokens * tokens * width
+    block = Block(vision.model_type, vision.hidden_size, vision.intermediate_size)
+    return block.operations(tokens)
 
 
 def merger_operations(spec: MergerSpec, width: int, grid: tuple[int, int]) -> int:
@@ -84,17 +73,22 @@ def merger_operations(spec: MergerSpec, width: int, grid: tuple[int, int]) -> in
         ConfigError: nothing is left of the grid.
     """
     height, columns = spec.merged_grid(grid)
-    return _MERGER_OPERATIONS[spec.kind](width, spec.ratio, height * columns)
+    return operations.merger_operations(spec.kind, width, spec.ratio, height * columns)
 
 
 def prefill_operations(text: Qwen2Config, tokens: int) -> int:
     """All layers of the language model over so many tokens, without its head."""
     width, heads = text.hidden_size, text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or width // heads
-    queries, keys = heads * head_dim, (text.num_key_value_heads or heads) * head_dim
-    matrices = 2 * width * (queries + keys)  # to queries, keys and values, and back
-    matrices += FFN_MATRICES[text.model_type] * width * text.intermediate_size
-    return text.num_hidden_layers * (2 * tokens * matrices + 4 * tokens * tokens * queries)
+    decoder = Decoder(
+        model_type=text.model_type,
+        layers=text.num_hidden_layers,
+        width=width,
+        inner=text.intermediate_size,
+        heads=heads,
+        kv_heads=text.num_key_value_heads or heads,
+        head_dim=getattr(text, "head_dim", None) or width // heads,
+    )
+    return decoder.operations(tokens)
 
 
 def formula_operations(
@@ -199,51 +193,6 @@ def _count(run: Callable[[torch.Tensor], Any], inputs: torch.Tensor) -> int:
         run(inputs)
     return counter.get_total_flops()
 
-
-def _mlp_of_window(width: int, ratio: int, merged: int) -> int:
-    """r^2 C -> C -> C on every window."""
-    return 2 * merged * (ratio * ratio + 1) * width * width
-
-
-def _ldpv2(width: int, ratio: int, merged: int) -> int:
-    """C -> C -> C on every patch, a 3 x 3 depthwise convolution on every window."""
-    return 4 * merged * ratio * ratio * width * width + 18 * merged * width
-
-
-def _token_packer(width: int, ratio: int, merged: int) -> int:
-    """Per window 2 matrices for the query, 1 behind attention and 2 for the MLP; per patch 2 each
-    for keys and values and 1 each inside attention, which weighs r^2 patches for one query."""
-    patches = merged * ratio * ratio
-    return 2 * (5 * merged + 6 * patches) * width * width + 4 * patches * width
-
-
-def _patch_merger(width: int, ratio: int, merged: int) -> int:
-    """r^2 C -> r^2 C -> C on every window."""
-    window = ratio * ratio * width
-    return 2 * merged * (window * window + window * width)
-
-
-def _c_abstractor(width: int, ratio: int, merged: int) -> int:
-    """Convolution blocks before and behind the pooling, then C -> C -> C on every window."""
-    reduced = max(1, round(width / 4))
-
-    def block(tokens: int) -> int:  # two 1 x 1 convolutions, one 3 x 3 depthwise, the gate
-        return 4 * tokens * width * width + 18 * tokens * width + 4 * width * reduced
-
-    blocks = DEPTH * (block(merged * ratio * ratio) + block(merged))
-    return blocks + 4 * merged * width * width
-
-
-_MERGER_OPERATIONS: Mapping[MergerKind, Callable[[int, int, int], int]] = {
-    "laco": _mlp_of_window,
-    "pixel_shuffle": _mlp_of_window,
-    "ldpv2": _ldpv2,
-    "token_packer": _token_packer,
-    "avg_pool": lambda width, ratio, merged: 0,
-    "patch_merger": _patch_merger,
-    "c_abstractor": _c_abstractor,
-}
-"""By kind, for C, r and N'."""
 
 __all__ = [
     "Operations",

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
 
 from laco_runtimes.engines.base import Floats, LoadedEngine, LoadRequest
+from laco_runtimes.errors import EngineError
 from laco_runtimes.graphs import GraphSpec, TensorSpec
 from laco_runtimes.images import Preprocessing
 from laco_runtimes.manifest import (
@@ -159,17 +160,26 @@ class Bench:
     prefill_ms: dict[str, int] = field(default_factory=dict)
     decode_ms: int = 3
     """Of the image file."""
+    load_ms: int = 0
     step_ms: int = 5
     embed_ms: int = 1
     devices: dict[str, str] = field(default_factory=dict)
     stop_token: int = 0
     """What the engines say all the time."""
+    read_ns: int = 0
+    """Cost of one reading of the clock."""
+    broken: dict[str, int] = field(default_factory=dict)
+    """Per variant, the encode from which on it fails, counted from 0; -1 fails to load."""
 
     def clock(self) -> int:
+        self.now += self.read_ns
         return self.now
 
     def load(self, request: LoadRequest) -> LoadedEngine:
         name = request.variant.name
+        self.now += self.load_ms * MS
+        if self.broken.get(name) == -1:
+            raise EngineError(f"{name} does not load. Export it again.")
         engine = TimedEngine(self, request)
         return LoadedEngine(engine, engine, self.devices.get(name, "toaster"), "nothing else here")
 
@@ -195,7 +205,10 @@ class TimedEngine:
     def encode(self, pixel_values: Floats) -> Floats:
         assert pixel_values.shape[1:] == (3, IMAGE_SIZE, IMAGE_SIZE)
         costs = self.bench.encode_ms.get(self.name, [10])
+        done = self.bench.calls.count((self.name, "encode"))
         self._call("encode", costs.pop(0) if len(costs) > 1 else costs[0])
+        if self.name in self.bench.broken and done >= self.bench.broken[self.name]:
+            raise RuntimeError("the accelerator\nis gone")
         return np.zeros((len(pixel_values), self.tokens_per_tile, WIDTH), np.float32)
 
     def embed(self, ids: Sequence[int]) -> Floats:

@@ -35,10 +35,12 @@ def job(engine: Path, **changes: Any) -> BenchJob:
         "engine": engine,
         "image": engine.parent / "photo.png",
         "prompt": "What is it?",
-        "new_tokens": 4,
+        "new_tokens": (4,),
         "runs": 3,
         "warmup": 0,
         "memory": False,
+        "energy": False,
+        "limits": False,
     }
     return BenchJob(**settings | changes)
 
@@ -76,7 +78,7 @@ def test_percentiles_interpolate_between_the_runs_of_one_variant(
 def test_answers_have_exactly_new_tokens_although_every_token_is_a_stop(
     bundle: Path, bench: Bench
 ) -> None:
-    run_benchmark(job(bundle, runs=2, warmup=1, new_tokens=9), clock=bench.clock)
+    run_benchmark(job(bundle, runs=2, warmup=1, new_tokens=(9,)), clock=bench.clock)
     requests = 3
     for name in VARIANTS:
         assert bench.calls.count((name, "prefill")) == requests
@@ -84,7 +86,7 @@ def test_answers_have_exactly_new_tokens_although_every_token_is_a_stop(
 
 
 def test_one_new_token_has_no_time_per_further_token(bundle: Path, bench: Bench) -> None:
-    found = result(run_benchmark(job(bundle, new_tokens=1), clock=bench.clock), "laco")
+    found = result(run_benchmark(job(bundle, new_tokens=(1,)), clock=bench.clock), "laco")
     assert found.tpot_ms is None
     assert found.request_ms == found.ttft_ms
 
@@ -194,8 +196,8 @@ def test_answer_that_does_not_fit_is_refused_before_anything_is_loaded(
     bundle: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(ENGINES, "onnxruntime")  # loading would say so
-    with pytest.raises(ContextLengthError, match=r"'uncompressed' and 190 new"):
-        run_benchmark(job(bundle, new_tokens=190), clock=bench.clock)
+    with pytest.raises(ContextLengthError, match=r"190 new tokens .*'uncompressed'"):
+        run_benchmark(job(bundle, new_tokens=(190,)), clock=bench.clock)
 
 
 def test_bundle_for_an_unknown_engine_is_refused(
@@ -212,7 +214,15 @@ def test_missing_image_is_refused(bundle: Path, bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"new_tokens": 0}, {"runs": 0}, {"warmup": -1}, {"threads": 0}, {"prompt": " "}]
+    "wrong",
+    [
+        {"new_tokens": (0,)},
+        {"new_tokens": ()},
+        {"runs": 0},
+        {"warmup": -1},
+        {"threads": 0},
+        {"prompt": " "},
+    ],
 )
 def test_numbers_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError):
@@ -227,7 +237,7 @@ def test_progress_counts_every_request(bundle: Path, bench: Bench) -> None:
         progress=lambda what, done, total: seen.append((what, done, total)),
     )
     assert [one for one in seen if one[0] == "loading"][-1] == ("loading", 3, 3)
-    assert [done for what, done, total in seen if what == "measuring"] == list(range(16))
+    assert [done for what, done, total in seen if what == "measuring"] == [*range(16), 15]
     assert seen[-1] == ("measuring", 15, 15)
 
 

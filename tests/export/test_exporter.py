@@ -58,7 +58,10 @@ def test_a_bundle_holds_graphs_facts_and_parity(bundle_for: RandomBundles, targe
         "decoder": "fp32",
     }
     names = [(one.name, one.tokens_per_tile, one.latency_only) for one in manifest.variants]
-    assert names == [("laco", 16, False), ("uncompressed", 64, True), ("external", 16, True)]
+    assert names == [
+        *(("laco", 16, False), ("uncompressed", 64, True)),
+        *(("external", 16, True), ("downsampled", 16, True)),
+    ]
     assert [one.after_block for one in manifest.variants[0].mergers] == [1]
     found = manifest.parity
     assert found is not None
@@ -107,6 +110,8 @@ def test_the_card_states_tokens_parity_and_what_is_not_known(bundle_for: RandomB
     card = (bundle_for("openvino") / "README.md").read_text()
     assert "after block 1 of 3 | 16 visual tokens per image, from 64 patches |" in card
     assert "| uncompressed (for timing only) | none | 64 visual tokens per image, from 64 " in card
+    # Of a smaller image.
+    assert "| downsampled (for timing only) | none | 16 visual tokens per image, from 16 " in card
     assert "8 of 8 greedy answers are identical" in card
     assert "pip install 'laco-deploy[openvino]'" in card
     assert "Licence of the weights: not stated" in card

@@ -28,6 +28,7 @@ ENCODERS = {
     "onnx/vision_encoder.onnx": 16,
     "baseline/uncompressed/vision_encoder.onnx": 64,
     "baseline/external/vision_encoder.onnx": 16,
+    "baseline/downsampled/vision_encoder.onnx": 16,
 }
 """Encoder graphs of a bundle and their visual tokens."""
 

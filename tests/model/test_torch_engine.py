@@ -167,7 +167,7 @@ def test_pipeline_answers_and_warns_of_nothing(
     assert fast.tokens == plain.tokens
 
 
-@pytest.mark.parametrize("name", ["uncompressed", "external"])
+@pytest.mark.parametrize("name", ["uncompressed", "external", "downsampled"])
 def test_a_baseline_is_a_variant_of_a_checkpoint(checkpoint: Path, name: str) -> None:
     source = open_source(checkpoint, variant=name)
     size = source.facts.preprocessing.image_size

@@ -16,9 +16,7 @@ from laco_deploy.model.mergers.base import Merger, last_linear
 from laco_deploy.model.mergers.conv import GridConv, depthwise
 from laco_deploy.model.mergers.grid import space_to_channel, window_mean
 from laco_deploy.model.mergers.init import PositionEmbedding
-
-DEPTH = 3
-"""Blocks before the pooling, and again behind it."""
+from laco_deploy.operations import C_ABSTRACTOR_DEPTH as DEPTH
 
 
 class CAbstractorMerger(Merger):

@@ -1,0 +1,1 @@
+"""Our language model against other runtimes on the same weights; see `__main__.py`."""
