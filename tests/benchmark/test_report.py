@@ -25,10 +25,12 @@ def report(bundle: Path, bench: Bench, photo: Path) -> BenchReport:
         engine=bundle,
         image=photo,
         prompt=PROMPT,
-        new_tokens=4,
+        new_tokens=(2, 4),
         runs=3,
         warmup=1,
         memory=False,
+        energy=False,
+        limits=False,
     )
     return run_benchmark(job, clock=bench.clock)
 
@@ -39,7 +41,7 @@ def test_report_survives_a_round_trip(report: BenchReport) -> None:
 
 def test_json_holds_what_a_script_looks_for(report: BenchReport) -> None:
     found = json.loads(report.model_dump_json())
-    assert found["schema_version"] == 1
+    assert found["schema_version"] == 2
     laco, external, uncompressed = found["results"]
     assert [one["name"] for one in found["results"]] == ["laco", "external", "uncompressed"]
     for name in ("vision_encode", "prefill", "ttft", "tpot", "request", "preprocess", "embed"):
@@ -47,13 +49,16 @@ def test_json_holds_what_a_script_looks_for(report: BenchReport) -> None:
     assert laco["ttft_ms"]["median"] == 34.0
     assert laco["tokens_per_second"]["median"] == pytest.approx(4 / 0.049)
     assert laco["peak_memory_bytes"] is None
-    assert laco["peak_memory_note"] == "not asked for"
+    assert laco["fresh_note"] == "not asked for"
+    assert laco["energy_note"] == "not asked for"
+    assert [answer["new_tokens"] for answer in laco["answers"]] == [2, 4]
     assert laco["speedup_over_uncompressed"]["vision_encode"]["median"] == 6.0
     assert external["speedup_over_uncompressed"]["vision_encode"]["median"] == 2.0
     assert uncompressed["visual_tokens"] == 16
     assert found["machine"]["usable_cores"] >= 1
     assert found["settings"]["runs"] == 3
-    assert len(found["bundle"]["manifest_sha256"]) == 64
+    [bundle] = found["bundles"]
+    assert len(bundle["manifest_sha256"]) == 64
 
 
 def test_report_names_no_folder_of_this_machine(report: BenchReport, bundle: Path) -> None:
@@ -70,7 +75,7 @@ def _unknown_key(found: dict[str, Any]) -> None:
 
 
 def _other_version(found: dict[str, Any]) -> None:
-    found["schema_version"] = 2
+    found["schema_version"] = 3
 
 
 def _negative(found: dict[str, Any]) -> None:
