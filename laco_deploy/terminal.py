@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+WHOLE = 10_000
+"""Columns of what is no terminal."""
 
 
 def say(text: str, *, style: str | None = None, to_stderr: bool = False) -> None:
@@ -14,6 +17,14 @@ def say(text: str, *, style: str | None = None, to_stderr: bool = False) -> None
     Console(stderr=to_stderr, highlight=False).print(
         text, style=style, markup=False, soft_wrap=True
     )
+
+
+def show(table: RenderableType, *, to_stderr: bool = False) -> None:
+    """Print a table, in a file or a pipe as wide as it likes to be."""
+    console = Console(stderr=to_stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = WHOLE
+    console.print(table)
 
 
 @contextmanager
@@ -32,4 +43,4 @@ def stage_bar() -> Iterator[Callable[[str, int, int], None]]:
         yield advance
 
 
-__all__ = ["say", "stage_bar"]
+__all__ = ["say", "show", "stage_bar"]

@@ -29,6 +29,8 @@ from laco_runtimes.errors import BundleError, LacoError
 from laco_runtimes.manifest import BundleFacts, Variant
 
 CONFIG_NAME = "config.json"
+ODD_GRID = "replicate"
+"""Of a merger in a `config.json` that does not tell (`model/merger_spec.py`)."""
 """File of a bundle with the checkpoint's configuration, which alone knows some widths."""
 
 WEIGHT_BYTES: Mapping[str, float] = {
@@ -182,7 +184,7 @@ def _vision_work(facts: BundleFacts, variant: Variant, config: _Config, tiles: i
     weights = patch + vision.blocks * block_weights + width * out + out * out
     odd_grids = config.odd_grids
     if len(odd_grids) != len(variant.mergers):
-        odd_grids = ("replicate",) * len(variant.mergers)
+        odd_grids = (ODD_GRID,) * len(variant.mergers)
     mergers = list(zip(variant.mergers, odd_grids, strict=True))
     for number in range(1, vision.blocks + 1):
         operations += block.operations(prefix + grid[0] * grid[1])
@@ -246,7 +248,7 @@ def _read_config(root: Path) -> _Config:
         vision, text = (
             values[part]["intermediate_size"] for part in ("vision_config", "text_config")
         )
-        odd_grids = tuple(str(one["odd_grid"]) for one in values.get("mergers") or ())
+        odd_grids = tuple(str(one.get("odd_grid", ODD_GRID)) for one in values.get("mergers") or ())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         vision = text = None
         odd_grids = ()

@@ -12,7 +12,7 @@ import numpy as np
 
 from laco_runtimes.engines.base import Floats
 from laco_runtimes.engines.onnxruntime import PROVIDERS
-from laco_runtimes.engines.openvino import COMPUTE, import_openvino
+from laco_runtimes.engines.openvino import COMPUTE, import_openvino, openvino_core
 
 ROWS, INNER, COLUMNS = 1024, 1024, 4096
 """x is [ROWS, INNER], W [INNER, COLUMNS]: the size of a feed-forward layer over an image."""
@@ -49,7 +49,7 @@ def openvino_products(device: str, threads: int | None) -> Mapping[str, Run]:
     openvino = import_openvino()
     from openvino import opset13
 
-    core, (x, weight) = openvino.Core(), _inputs()
+    core, (x, weight) = openvino_core(), _inputs()
     capabilities = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
 
     def compiled(hint: str) -> Run:
@@ -59,7 +59,7 @@ def openvino_products(device: str, threads: int | None) -> Mapping[str, Run]:
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = str(threads)
         request = core.compile_model(model, device, config).create_infer_request()
-        request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
+        request.set_input_tensor(openvino.Tensor(x))  # a copy: it outlives `x`
 
         def run() -> None:
             request.start_async()

@@ -26,9 +26,9 @@ def notes(report: BenchReport) -> Iterator[str]:
     """All of it, in sentences: first how to read the numbers."""
     settings = report.settings
     rounds = "1 round" if settings.runs == 1 else f"{settings.runs} rounds"
+    warmups = f"{settings.warmup} warm-up request{'' if settings.warmup == 1 else 's'}"
     yield (
-        f"Medians (10th–90th percentile) of {rounds}, after {settings.warmup} warm-up requests "
-        "each; all in one process, their order changed every round. Every answer is "
+        f"Medians (10th–90th percentile) of {rounds}, after {warmups} each; all in one process, their order changed every round. Every answer is "
         f"{settings.new_tokens[-1]} tokens long"
         + (", and shorter ones are read off it." if len(settings.new_tokens) > 1 else ".")
     )
@@ -46,6 +46,8 @@ def notes(report: BenchReport) -> Iterator[str]:
 def missing(report: BenchReport) -> Iterator[str]:
     """Every part that is not there, and why."""
     for name, reason in report.failed.items():
+        if reason in {one.energy_note for one in report.results}:
+            continue  # said below
         yield f"{name} is missing: {_sentence(reason)}"
     reasons = {
         "Peak memory, load and cold start are": {one.fresh_note for one in report.results},

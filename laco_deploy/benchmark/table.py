@@ -184,13 +184,13 @@ def _lines(report: BenchReport) -> Table:
     heads += [f"{report.settings.new_tokens[-1]} tokens, ms", "first token speed-up"]
     found = [cells(one) for one in report.results]
     table = _empty(report)
-    for head, column in zip(heads, zip(*found, strict=True), strict=True):
-        # Where it is narrow, lines break between words, and no number is cut off.
-        width = max(map(len, " ".join([head, *column]).split()))
-        if head:
-            table.add_column(Text(head), justify="right", min_width=width)
-        else:
-            table.columns[0].min_width = width
+    table.pad_edge = False
+    for place, (head, column) in enumerate(zip(heads, zip(*found, strict=True), strict=True)):
+        if place:
+            table.add_column(Text(head), justify="right")
+        # Lines break between words, and no number is cut off. A least width would not do: rich
+        # keeps to it when it has given the room to others, and cuts off the last column.
+        table.columns[place].width = max(map(len, " ".join([head, *column]).split()))
     for row in found:
         table.add_row(*map(Text, row))
     return table

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from laco_deploy.terminal import say
+from laco_deploy.terminal import say, show
 from laco_runtimes.errors import ArgumentError, LacoError
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def bench(
         report = measurement.run(progress)
 
     to_stderr = json == STDOUT
-    Console(stderr=to_stderr, highlight=False).print(to_rich(report))
+    show(to_rich(report), to_stderr=to_stderr)
     for note in (*measurement.remarks, *notes(report)):
         say(note, style="dim", to_stderr=to_stderr)
     say(headline(report), style="bold", to_stderr=to_stderr)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import cyclopts
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 
-from laco_deploy.terminal import say, stage_bar
+from laco_deploy.terminal import say, show, stage_bar
 from laco_runtimes.errors import (
     ArgumentError,
     CheckpointNotFoundError,
@@ -128,7 +127,7 @@ def _print(report: CheckReport) -> None:
     for name, count in sorted(report.sources.items()):
         columns = (count.samples, count.images, count.videos, count.text_only, count.broken)
         table.add_row(name.replace("[", r"\["), *map(str, columns))
-    Console().print(table)
+    show(table)
     say("by kind of file: " + ", ".join(f"{kind} {n}" for kind, n in report.kinds.items()))
     if report.longest:
         say(f"longest sample: {report.longest} tokens; {report.cut} samples are cut off at the end")

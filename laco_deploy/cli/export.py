@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 
-from laco_deploy.terminal import say
+from laco_deploy.terminal import say, show
 
 if TYPE_CHECKING:
     from laco_export.exporter import ExportResult
@@ -144,7 +143,7 @@ def _show(result: ExportResult) -> None:
             table.add_column(title, justify="right" if title == "found" else "left")
         for row in parity_rows(parity):
             table.add_row(*row)
-        Console(highlight=False).print(table)
+        show(table)
         say(f"parity on {manifest.target}: {parity.summary}")
         if parity.ties:
             say(f"{parity.ties} other tokens at ties, where the best two are as good as equal")

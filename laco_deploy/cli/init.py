@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 
-from laco_deploy.terminal import say
+from laco_deploy.terminal import say, show
 from laco_runtimes.errors import ArgumentError, ConfigError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ def init(
     table.add_column(overflow="fold")
     for name, text in model_facts(planned.config).rows():
         table.add_row(name, text)
-    Console(highlight=False).print(table)
+    show(table)
     for note in notes:
         say(note)
     what = "Random weights: for speed only." if random_weights else "Mergers are untrained."

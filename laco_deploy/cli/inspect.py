@@ -9,10 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from laco_deploy.terminal import say
+from laco_deploy.terminal import say, show
 from laco_runtimes.errors import MissingPackageError
 
 if TYPE_CHECKING:
@@ -168,7 +167,7 @@ def _print_table(rows: Iterable[tuple[str, str]]) -> None:
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, value)
-    Console(highlight=False).print(table)
+    show(table)
 
 
 __all__ = ["info", "verify"]

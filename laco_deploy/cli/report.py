@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 
-from laco_deploy.terminal import say
+from laco_deploy.terminal import say, show
 from laco_runtimes.errors import ArgumentError, LacoError
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def _show(report: BenchReport, html: Path | None, accuracy: Path | None) -> None
     from laco_deploy.benchmark.table import headline, to_rich
 
     accuracies = {} if accuracy is None else read_accuracies(accuracy)
-    Console(highlight=False).print(to_rich(report))
+    show(to_rich(report))
     for note in notes(report):
         say(note, style="dim")
     say(headline(report), style="bold")
@@ -140,7 +139,7 @@ def _compare(
             f"{', '.join(one.name for one in after.results)}. Measure the same variants."
         )
     found = changes(before, after, tolerance=tolerance)
-    Console(highlight=False).print(to_rich(found))
+    show(to_rich(found))
     for difference in differences(before, after):
         say(difference, style="dim")
     say(verdict(found), style="bold")

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 
-from laco_deploy.terminal import say
+from laco_deploy.terminal import say, show
 from laco_runtimes.errors import ArgumentError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -221,7 +220,7 @@ def _show(results: Sequence[StageResult]) -> None:
             str(result.broken),
             *("" if value is None else f"{value:.3f}" for value in scores),
         )
-    Console().print(table)
+    show(table)
     last = results[-1]
     if last.finished:
         say(f"The checkpoint is in {last.out}, its log and plots in {last.out / 'training'}")
@@ -249,7 +248,7 @@ def _train_recipe(recipe: str, out: Path, data: Path | None, seed: int, steps: i
     table = Table("group", "right", "of", "accuracy")
     for score in summarise(result.scores):
         table.add_row(score.group, str(score.correct), str(score.total), f"{score.accuracy:.1%}")
-    Console().print(table)
+    show(table)
     say(f"{result.minutes:.1f} minutes of training. The checkpoint is in {result.path}")
 
 

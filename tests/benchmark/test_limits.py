@@ -245,3 +245,14 @@ def test_the_full_size_encoder_has_the_published_operations(tmp_path: Path) -> N
     assert work["vision_encode"].operations / 1e9 == pytest.approx(311, rel=0.01)
     # All of the language model's matrices, and those of its head, once.
     assert math.isclose(work["tpot"].moved_bytes, 4 * 494e6, rel_tol=0.02)
+
+
+def test_a_config_that_says_nothing_of_odd_grids_means_the_default(tmp_path: Path) -> None:
+    config = laco_config("siglip_vision_model", [{"after_block": 1}])
+    facts = facts_of(config, tmp_path)
+    expected = stage_work(tmp_path, facts, facts.variants[0], REQUEST)
+    values = config.to_dict()
+    for merger in values["mergers"]:
+        del merger["odd_grid"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert stage_work(tmp_path, facts, facts.variants[0], REQUEST) == expected

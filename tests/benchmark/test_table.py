@@ -69,7 +69,15 @@ def test_quantity_that_no_entry_has_takes_no_line() -> None:
     assert "peak memory, MB" in labels
 
 
-@pytest.mark.parametrize("made", [THREE, sweep_of((2, 6, 12), ("fp32", "int8"))], ids=["3", "8"])
+FOUR = (
+    THREE[0],
+    dataclasses.replace(THREE[0], name="downsampled", variant="downsampled"),
+    *THREE[1:],
+)
+EIGHT = sweep_of((2, 6, 12), ("fp32", "int8"))
+
+
+@pytest.mark.parametrize("made", [THREE, FOUR, EIGHT], ids=["3", "4", "8"])
 def test_terminal_table_loses_no_number_in_80_columns(made: tuple[Made, ...]) -> None:
     report = report_of(made, noise=0.1)
     text = terminal(report)
@@ -79,6 +87,9 @@ def test_terminal_table_loses_no_number_in_80_columns(made: tuple[Made, ...]) ->
         for quantity in (result.vision_encode_ms, result.prefill_ms, result.ttft_ms):
             assert number(quantity.median) in words
         assert set(result.name.split()) <= words
+    speedup = main_result(report).speedup_over_uncompressed
+    assert speedup is not None
+    assert f"({speedup.ttft.ci95_low:.2f}–{speedup.ttft.ci95_high:.2f})" in words
 
 
 def test_terminal_table_shows_ranges_where_they_fit_and_stays_on_one_screen() -> None:
