@@ -46,7 +46,7 @@ PEER_PACKAGES = (
     "openvino-tokenizers",
     "optimum==2.3.0",
     "requests",
-    "torch",
+    "torch==2.13.0",  # as in constraints.txt: of any other a mirror may have no small CPU build
     "transformers==5.5.4",
 )
 """What optimum-intel 2.2.0 needs to export a language model. It also asks for torchvision, which is

@@ -28,7 +28,8 @@ def notes(report: BenchReport) -> Iterator[str]:
     rounds = "1 round" if settings.runs == 1 else f"{settings.runs} rounds"
     warmups = f"{settings.warmup} warm-up request{'' if settings.warmup == 1 else 's'}"
     yield (
-        f"Medians (10th–90th percentile) of {rounds}, after {warmups} each; all in one process, their order changed every round. Every answer is "
+        f"Medians (10th–90th percentile) of {rounds}, after {warmups} each; all in one process, "
+        "their order changed every round. Every answer is "
         f"{settings.new_tokens[-1]} tokens long"
         + (", and shorter ones are read off it." if len(settings.new_tokens) > 1 else ".")
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from samples.openvino_genai_ratio import PEER, PEER_PACKAGES
 
 OURS = "laco"
+TORCH = next(package for package in PEER_PACKAGES if package.startswith("torch"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,8 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     ),
     "onnxruntime_genai": Environment(
         installs=(
-            ("onnxruntime-genai==0.18.0", "onnx", "onnx-ir", "onnxscript", "torch", "transformers"),
+            ("onnxruntime-genai==0.18.0", "onnx", "onnx-ir", "onnxscript"),
+            (TORCH, "transformers"),
         )
     ),
     "llama_cpp": Environment(
