@@ -54,7 +54,7 @@ def main() -> int:
     for target, engine in engines.items():
         laco(
             *("export", "--ckpt", checkpoint, "--target", target, "--out", engine),
-            *("--baseline", "uncompressed,external"),
+            *("--baseline", "uncompressed,external,downsampled"),
         )
     right = True
     for target, engine in engines.items():
