@@ -1,10 +1,11 @@
-"""Load all that takes part into this process, each as a `Pipeline` would."""
+"""Load all that takes part into this process."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from laco_deploy.benchmark.job import Entrant, Progress
 from laco_deploy.benchmark.measure import Deadline, message_of
@@ -15,6 +16,7 @@ from laco_deploy.benchmark.request import (
     load_contender,
     timed_request,
 )
+from laco_runtimes.engines.base import LanguageModel
 from laco_runtimes.errors import EngineError, LacoError
 
 
@@ -53,6 +55,7 @@ def load_entrants(
         baselines = {entrant.baseline for entrant in entrants}
         ordered[1:] = sorted(ordered[1:], key=lambda one: one.name not in baselines)
     costs: list[_Cost] = []
+    languages: dict[Path, LanguageModel] = {}
     for number, entrant in enumerate(ordered):
         progress("loading", number, len(ordered))
         if costs and not deadline.allows(_expected_ns(costs, entrant)):
@@ -61,6 +64,9 @@ def load_entrants(
         try:
             start = clock()
             found = load_contender(entrant.bundle, entrant.variant, workload)
+            # Variants of a bundle have one decoder, and several copies of a large one do not fit.
+            kept = languages.setdefault(entrant.bundle.root, found.engine.language)
+            found = replace(found, engine=replace(found.engine, language=kept))
             ready = clock()
             if deadline.short:
                 timed_request(found, clock)

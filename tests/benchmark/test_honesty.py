@@ -61,9 +61,16 @@ def test_clock_that_costs_nothing_leaves_no_overhead(bundle: Path, bench: Bench)
 def test_all_lengths_are_read_off_one_request(bundle: Path, bench: Bench) -> None:
     report = run_benchmark(job(bundle, new_tokens=(9, 3, 3), runs=2), clock=bench.clock)
     assert report.settings.new_tokens == (3, 9)
-    assert bench.calls.count(("laco", "step")) == 2 * 8
+    assert [call for _, call in bench.calls].count("step") == 3 * 2 * 8
     short, long = result(report, "laco").answers
     assert long.request_ms.median - short.request_ms.median == 6 * bench.step_ms
+
+
+def test_variants_of_a_bundle_share_one_language_model(bundle: Path, bench: Bench) -> None:
+    """A device may have room for one."""
+    run_benchmark(job(bundle), clock=bench.clock)
+    assert {name for name, call in bench.calls if call == "encode"} > {"laco", "uncompressed"}
+    assert {name for name, call in bench.calls if call == "prefill"} == {"laco"}
 
 
 def test_speedup_shrinks_as_answers_grow(bundle: Path, bench: Bench) -> None:
