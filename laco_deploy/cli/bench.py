@@ -156,10 +156,10 @@ def bench(
         say(note, style="dim", to_stderr=to_stderr)
     say(headline(report), style="bold", to_stderr=to_stderr)
     if json_file is not None:
-        _write(json_file, report.model_dump_json(indent=2) + "\n")
+        write_file(json_file, report.model_dump_json(indent=2) + "\n")
         say(f"numbers: {json_file}", to_stderr=to_stderr)
     if html is not None:
-        _write(html, render_page(report, accuracies))
+        write_file(html, render_page(report, accuracies))
         say(f"page: {html}", to_stderr=to_stderr)
     if json == STDOUT:
         print(report.model_dump_json())
@@ -185,7 +185,12 @@ def _check_outputs(engine: Path | None, *outputs: Path | None) -> None:
             )
 
 
-def _write(path: Path, text: str) -> None:
+def write_file(path: Path, text: str) -> None:
+    """Write it whole or not at all.
+
+    Raises:
+        OutputFileError: there is no room, or no permission.
+    """
     from laco_runtimes.bundle import write_atomic
 
     try:
@@ -220,4 +225,4 @@ def _progress() -> Iterator[Progress]:
         yield show
 
 
-__all__ = ["bench"]
+__all__ = ["OutputFileError", "bench", "write_file"]

@@ -152,15 +152,9 @@ def _compare(
 
 
 def _write(path: Path, page: str) -> None:
-    from laco_deploy.cli.bench import OutputFileError
-    from laco_runtimes.bundle import write_atomic
+    from laco_deploy.cli.bench import write_file
 
-    try:
-        write_atomic(path, page.encode())
-    except OSError as error:
-        raise OutputFileError(
-            f"'{path}' cannot be written: {error.strerror}. Make room or name another file."
-        ) from error
+    write_file(path, page)
     say(f"page: {path}")
 
 

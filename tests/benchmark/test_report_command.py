@@ -38,6 +38,16 @@ def test_one_report_is_shown_again_with_its_page_and_accuracies(
     assert 'id="pareto"' in text
 
 
+def test_a_pipe_gets_the_whole_table_however_narrow_the_terminal(
+    files: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert run(["report", files[0]]) == 0
+    text = capsys.readouterr().out
+    assert "laco speed-up" in text
+    assert "256 tokens, per second" in text
+
+
 def test_regression_is_shown_and_is_an_error_only_on_request(
     files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
