@@ -25,6 +25,7 @@ from laco_runtimes.engines.base import (
     engine_errors,
 )
 from laco_runtimes.engines.openvino_graph import FIRST_LOGIT, embedding_rows, keep_positions
+from laco_runtimes.engines.openvino_joined import join_layers
 from laco_runtimes.errors import ArgumentError, EngineError
 
 if TYPE_CHECKING:
@@ -150,6 +151,8 @@ def _load_on(core: Core, request: LoadRequest, device: str, reason: str) -> Load
     with engine_errors(f"preparing decoder ('{path}') for OpenVINO", RETRY):
         # Tried with the CPU plugin; a GPU is given the graph as its authors test it.
         scores = device == "CPU" and keep_positions(graph)
+        if device == "CPU":
+            join_layers(graph)
     language = _Language(embed, compiled(graph, path, decoder), facts.max_positions, scores=scores)
     return LoadedEngine(
         vision=vision,
@@ -292,7 +295,7 @@ class _Language:
         """Write the states anew. OpenVINO gives them in their declared order of axes.
 
         A device may hold them permuted or in 8 bits; both are undone on reading and redone on
-        writing (tried with the CPU plugin of 2026.4, fused attention, caches of f32 and u8).
+        writing (tried with the CPU plugin of 2026.4, fused attention, caches of f32, f16 and u8).
         """
         from openvino import Tensor
 

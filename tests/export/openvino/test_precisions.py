@@ -14,6 +14,7 @@ from laco_export.precision import Module, Precisions
 from laco_export.targets.openvino import TARGET
 from laco_export.targets.openvino_quantize import int4_weights
 from laco_runtimes.engines.openvino import import_openvino, openvino_core
+from laco_runtimes.engines.openvino_joined import join_layers
 from laco_runtimes.errors import ExportError
 from tests.export.openvino.work import (
     QUESTIONS,
@@ -113,14 +114,34 @@ def test_a_rewound_cache_of_any_type_goes_on_where_it_was_cut(
     assert divergence(expected[None], again[None]) < 1e-4
 
 
-def test_the_cache_of_floats_has_the_type_the_file_names(compiled: Compile) -> None:
+def test_the_cache_has_the_type_the_file_names(compiled: Compile) -> None:
     core = openvino_core()
 
     def cache(precisions: Precisions) -> str:
         model = core.compile_model(compiled(precisions).file("decoder"), "CPU")
         return str(model.get_property("KV_CACHE_PRECISION").get_type_name())
 
-    assert [cache(one) for one in (EXACT, FLOATS16, BFLOATS, INT8)] == ["f32", "f16", "f16", "u8"]
+    found = [cache(one) for one in (EXACT, FLOATS16, BFLOATS, INT8, INT4)]
+    assert found == ["f32", "f16", "f16", "f16", "f16"]
+
+
+@pytest.mark.parametrize("precisions", [INT8, INT4], ids=str)
+def test_the_engine_joins_layers_of_the_file_and_its_logits_stay(
+    compiled: Compile, tiny: Source, precisions: Precisions
+) -> None:
+    path = compiled(precisions).file("decoder")
+    apart, joined = (openvino_core().read_model(path) for _ in range(2))
+    assert join_layers(joined) == 3 * tiny.language.layers  # q, k, v and gate, up
+    inputs = {
+        "inputs_embeds": np.random.default_rng(0).normal(size=(1, 7, tiny.language.hidden_size)),
+        "attention_mask": np.ones((1, 7), np.int64),
+        "position_ids": np.arange(7)[None],
+        "beam_idx": np.zeros(1, np.int32),
+    }
+    logits = [
+        openvino_core().compile_model(model, "CPU")(inputs)["logits"] for model in (apart, joined)
+    ]
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-5 * np.abs(logits[0]).max())
 
 
 def test_int8_activations_without_calibration_images_are_refused(
