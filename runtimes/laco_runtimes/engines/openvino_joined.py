@@ -94,7 +94,7 @@ def _bias(layer: Node) -> Node | None:
 
 
 def _is_constant(node: Node) -> bool:
-    return node.get_type_name() == "Constant"
+    return bool(node.get_type_name() == "Constant")
 
 
 def _stacked(nodes: Sequence[Node], rows: Sequence[int]) -> Node:
