@@ -11,6 +11,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch import nn
 
@@ -26,6 +27,8 @@ from laco_export.onnx_writer import write_graph
 from laco_export.parity.plan import ParityPlan
 from laco_runtimes.graphs import GraphSpec
 from laco_runtimes.images import Preprocessing
+from laco_runtimes.manifest import Manifest
+from tests.shared import made_once
 
 TINY = Path(__file__).resolve().parents[1] / "samples" / "laco-tiny"
 """The shipped checkpoint."""
@@ -174,27 +177,49 @@ def reused_graphs(source: Path) -> Iterator[None]:
 class RandomBundles:
     """Bundles of one random checkpoint, with all baselines; each is made when first asked for.
 
-    `bundles("openvino")` is the folder of the bundle, `bundles.results["openvino"]` what its export
-    returned, `bundles.checkpoint` where all of them come from, `bundles.graphs` their fp32 graphs.
+    `bundles("openvino")` is the folder of the bundle, `bundles.manifest("openvino")` what its
+    export returned, `bundles.checkpoint` where all of them come from, `bundles.graphs` their graphs
+    in fp32.
+
+    Args:
+        folder: of this process alone; tests may add to `graphs`.
+        shared: of all processes of a run. Each export happens there once, and is copied.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.checkpoint = make_random_checkpoint(folder / "checkpoint")
+    def __init__(self, folder: Path, shared: Path) -> None:
+        self._folder, self._shared = folder, shared
+        self.checkpoint = folder / "checkpoint"
+        shutil.copytree(made_once(shared / "checkpoint", make_random_checkpoint), self.checkpoint)
         self.graphs = folder / "graphs"
-        self.results: dict[str, ExportResult] = {}
 
     def __call__(self, target: str) -> Path:
         """The bundle for a target. Tests must not change it."""
-        if target not in self.results:
-            self.results[target] = export_random_bundle(
-                self.checkpoint,
-                self._folder / target,
-                target,
-                baselines=tuple(BASELINES),
-                graphs_of=self.graphs,
-            )
-        return self.results[target].path
+        own = self._folder / target
+        if not own.exists():
+            with FileLock(self._shared / "export.lock"):
+                made = made_once(self._shared / target, lambda out: self._export(out, target))
+                shutil.copytree(made, own)
+                if not self.graphs.exists():
+                    shutil.copytree(self._shared / "graphs", self.graphs)
+        return own
+
+    def manifest(self, target: str) -> Manifest:
+        """As the export returned it, whatever the bundle holds."""
+        self(target)
+        return Manifest.model_validate_json(self._returned(target).read_text())
+
+    def _returned(self, target: str) -> Path:
+        return self._shared / f"{target}.returned.json"
+
+    def _export(self, out: Path, target: str) -> None:
+        result = export_random_bundle(
+            self._shared / "checkpoint",
+            out,
+            target,
+            baselines=tuple(BASELINES),
+            graphs_of=self._shared / "graphs",
+        )
+        self._returned(target).write_text(result.manifest.model_dump_json())
 
 
 def export_tiny(folder: Path) -> dict[str, Path]:

@@ -95,8 +95,10 @@ def no_network() -> Iterator[None]:
 def bundle_for(tmp_path_factory: pytest.TempPathFactory) -> RandomBundles:
     """Bundles of one random checkpoint by target, each exported when first asked for."""
     from tests.bundles import RandomBundles  # torch only where a test needs it
+    from tests.shared import run_folder
 
-    return RandomBundles(tmp_path_factory.mktemp("bundles"))
+    shared = run_folder(tmp_path_factory) / "random-bundles"
+    return RandomBundles(tmp_path_factory.mktemp("bundles"), shared)
 
 
 @pytest.fixture(scope="session")

@@ -272,7 +272,10 @@ def _named(variant: str, options: Mapping[str, str]) -> str:
 
 
 def _with_baselines(entrants: list[Entrant]) -> tuple[Entrant, ...]:
-    """Speed-ups are over the uncompressed model in the same precision; these come last."""
+    """Speed-ups are over the uncompressed model in the same precision.
+
+    Places stand together, then other baselines, then that one.
+    """
     plain = {
         said(entrant.point): entrant.name
         for entrant in entrants
@@ -282,7 +285,11 @@ def _with_baselines(entrants: list[Entrant]) -> tuple[Entrant, ...]:
         replace(entrant, baseline=plain.get(said(_without_place(entrant.point))))
         for entrant in entrants
     )
-    return tuple(sorted(found, key=lambda entrant: entrant.variant.name == BASELINE))
+    return tuple(sorted(found, key=_rank))
+
+
+def _rank(entrant: Entrant) -> tuple[bool, bool]:
+    return entrant.variant.name == BASELINE, entrant.variant.name != MAIN_VARIANT
 
 
 def _without_place(options: Mapping[str, str]) -> dict[str, str]:

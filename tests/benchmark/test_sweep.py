@@ -159,11 +159,11 @@ def test_every_point_takes_part_and_has_the_baseline_of_its_precision(
     )
     assert [entrant.name for entrant in found.entrants] == [
         "after_block=1 precision=fp32",
-        "downsampled precision=fp32",
         "after_block=1 precision=int8",
-        "downsampled precision=int8",
         "after_block=4 precision=fp32",
         "after_block=4 precision=int8",
+        "downsampled precision=fp32",
+        "downsampled precision=int8",
         "uncompressed precision=fp32",
         "uncompressed precision=int8",
     ]

@@ -50,7 +50,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("target", ENGINES)
 def test_a_bundle_holds_graphs_facts_and_parity(bundle_for: RandomBundles, target: str) -> None:
     manifest = open_bundle(bundle_for(target)).manifest
-    assert manifest == bundle_for.results[target].manifest
+    assert manifest == bundle_for.manifest(target)
     assert manifest.target == target
     assert manifest.precision == {
         "vision_encoder": "fp32",
@@ -86,7 +86,7 @@ def test_a_bundle_holds_what_its_target_needs_and_no_fp32_twin_of_it(
         *("laco.json", "README.md", "tokenizer.json", "tokenizer_config.json", "config.json"),
         *("generation_config.json", "preprocessor_config.json", "selftest.npz"),
     }
-    manifest = bundle_for.results[target].manifest
+    manifest = bundle_for.manifest(target)
     loaded = {manifest.embed_tokens, manifest.decoder}
     loaded |= {variant.vision_encoder for variant in manifest.variants}
     weights = {name for graph in loaded for name in (f"{graph}.data", graph[:-4] + ".bin")}

@@ -38,8 +38,7 @@ def test_every_target_has_an_engine_of_its_name() -> None:
 
 
 def test_onnx_runtime_loads_the_onnx_files_themselves(bundle_for: RandomBundles) -> None:
-    bundle_for("onnxruntime")
-    manifest = bundle_for.results["onnxruntime"].manifest
+    manifest = bundle_for.manifest("onnxruntime")
     assert manifest.decoder == "onnx/decoder_contrib.onnx"
     assert manifest.variants[1].vision_encoder == "baseline/uncompressed/vision_encoder.onnx"
 
