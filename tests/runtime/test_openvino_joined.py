@@ -12,6 +12,7 @@ ov = pytest.importorskip("openvino")
 
 from openvino import opset13 as ops  # noqa: E402
 
+from laco_runtimes.engines import openvino_joined  # noqa: E402
 from laco_runtimes.engines.openvino import openvino_core  # noqa: E402
 from laco_runtimes.engines.openvino_joined import join_layers  # noqa: E402
 
@@ -102,3 +103,11 @@ def test_layers_of_different_inputs_stay() -> None:
     sources = [ops.parameter([-1, -1, WIDTH], ov.Type.f32, name=name) for name in "ab"]
     ends = [ops.matmul(source, weight("i8", 16, random), False, True) for source in sources]
     assert join_layers(ov.Model(ends, sources)) == 0
+
+
+@pytest.mark.parametrize(("less", "joined"), [(0, 2), (1, 0)])
+def test_weights_too_large_to_hold_twice_stay(
+    less: int, joined: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_joined, "LARGEST", sum(ROWS) * WIDTH // 2 - less)
+    assert join_layers(layers(["i4"] * 3, bias=[True] * 3)) == joined
