@@ -39,8 +39,8 @@ class Storage:
     half: bool = False
     """Floats are written in 16 bits."""
     cache: str | None = None
-    """Type of the KV cache, whoever loads the decoder. Left to itself a CPU takes 8 bits, and reads
-    them more slowly than 16 (docs/openvino.md)."""
+    """Type of the KV cache, whoever loads the decoder; None for an encoder. Left to itself a CPU
+    takes 8 bits, and reads them more slowly than 16 (docs/openvino.md)."""
 
 
 VISION: Mapping[str, Storage] = {

@@ -13,6 +13,7 @@ import pytest
 from laco_export.precision import Module, Precisions
 from laco_export.targets.openvino import TARGET
 from laco_export.targets.openvino_quantize import int4_weights
+from laco_runtimes.engines import openvino as engine
 from laco_runtimes.engines.openvino import import_openvino, openvino_core
 from laco_runtimes.engines.openvino_joined import join_layers
 from laco_runtimes.errors import ExportError
@@ -127,8 +128,14 @@ def test_the_cache_has_the_type_the_file_names(compiled: Compile) -> None:
 
 @pytest.mark.parametrize("precisions", [INT8, INT4], ids=str)
 def test_the_engine_joins_layers_of_the_file_and_its_logits_stay(
-    compiled: Compile, tiny: Source, precisions: Precisions
+    compiled: Compile, tiny: Source, precisions: Precisions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    saved: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "join_layers", lambda model: saved.append(join_layers(model)))
+        compiled(precisions).engine()
+    assert saved == [3 * tiny.language.layers]
+
     path = compiled(precisions).file("decoder")
     apart, joined = (openvino_core().read_model(path) for _ in range(2))
     assert join_layers(joined) == 3 * tiny.language.layers  # q, k, v and gate, up
