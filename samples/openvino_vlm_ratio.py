@@ -7,20 +7,26 @@ turns and in one process, so that a machine that warms up or is disturbed slows 
 are new in every request and as large as the encoder's, so nothing is remembered and nothing is
 resized. A token counts when its text was handed out, the last one when the answer is returned.
 
-On a machine that others use as well, `--threads 1 --cpu-time` counts the processor time that each
-side took instead of the time that passed.
+Launches differ by more than the systems do: `--launches 6` asks in six processes, each of which
+loads the systems in another order, and gives the median of their ratios. For the time per token
+alone, `--text-only` leaves out the images, which are most of a request; `--threads 1 --cpu-time`
+counts the processor time that each side took, for a machine that others use as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +38,7 @@ from laco_runtimes.bundle import write_atomic
 from laco_runtimes.engines import ENGINES
 from laco_runtimes.engines.base import Floats, LanguageModel, LoadedEngine, LoadRequest
 from laco_runtimes.engines.openvino import import_openvino
-from laco_runtimes.errors import LacoError
+from laco_runtimes.errors import EngineError, LacoError
 from laco_runtimes.generation import REPLACEMENT
 
 OURS = "ours"
@@ -61,8 +67,8 @@ class System:
     """One system under test on one bundle."""
 
     name: str
-    ask: Callable[[Image, int], Answer]
-    """An image and how many tokens to make at most."""
+    ask: Callable[[Image | None, int], Answer]
+    """An image or none, and how many tokens to make at most."""
     answers: list[Answer] = field(default_factory=list)
     """One for each round."""
 
@@ -105,7 +111,7 @@ def our_system(bundle: Path, prompt: str, threads: int | None, clock: Clock) -> 
     finally:
         ENGINES[FOLDER] = plain
 
-    def ask(image: Image, count: int) -> Answer:
+    def ask(image: Image | None, count: int) -> Answer:
         pipeline.forget()
         watches[0].times.clear()
         start = clock()
@@ -141,12 +147,12 @@ def peer_system(
         def end(self) -> None:
             self._text.end()
 
-    def ask(image: Image, count: int) -> Answer:
+    def ask(image: Image | None, count: int) -> Answer:
         streamer = Streamer()
         start = clock()
         answer = pipeline.generate(
             prompt,
-            images=[openvino.Tensor(image[None])],
+            images=[] if image is None else [openvino.Tensor(image[None])],
             max_new_tokens=count,
             do_sample=False,
             streamer=streamer,
@@ -167,11 +173,12 @@ def images(side: int) -> Iterator[Image]:
         yield (ramp + random.uniform(0, 55, (side, side, 3))).astype(np.uint8)
 
 
-def measure(systems: Sequence[System], side: int, tokens: int, rounds: int) -> None:
+def measure(
+    systems: Sequence[System], asked: Iterator[Image | None], tokens: int, rounds: int
+) -> None:
     """All systems in turns on the same images; the first round is not counted."""
-    new = images(side)
     for number in range(rounds + 1):
-        image = next(new)
+        image = next(asked)
         turn = number % len(systems)  # so that none always follows the same one
         for system in (*systems[turn:], *systems[:turn]):
             answer = system.ask(image, tokens)
@@ -213,13 +220,89 @@ def rows(bundle: str, systems: Sequence[System]) -> list[dict[str, Any]]:
     return found
 
 
+def launched(options: argparse.Namespace, order: int) -> list[dict[str, Any]]:
+    """Load each bundle's systems in one of their orders, and measure; one bundle after the other.
+
+    Raises:
+        LacoError: a bundle that cannot be loaded.
+    """
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    figures = []
+    for bundle in options.bundles:
+        common = (bundle, options.prompt)
+        loads = [partial(our_system, *common, options.threads, clock)] + [
+            partial(peer_system, *common, name, options.threads, clock) for name in options.backends
+        ]
+        orders = list(itertools.permutations(loads))
+        loaded = {load: load() for load in orders[order % len(orders)]}
+        systems = [loaded[load] for load in loads]
+        side = json.loads((bundle / "laco.json").read_text())["preprocessing"]["image_size"]
+        asked = itertools.repeat(None) if options.text_only else images(side)
+        measure(systems, asked, options.new_tokens, options.rounds)
+        figures += rows(str(bundle), systems)
+    return figures
+
+
+def in_processes(arguments: Sequence[str], launches: int) -> list[list[dict[str, Any]]]:
+    """The figures of this program in as many processes, one after the other.
+
+    Raises:
+        EngineError: one of them failed.
+    """
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "launch.json")
+        for order in range(launches):
+            print(f"launch {order + 1} of {launches}", file=sys.stderr)
+            own = ["--launches", "1", "--order", str(order), "--json", str(out)]
+            command = [sys.executable, __file__, *arguments, *own]
+            if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
+                raise EngineError(f"launch {order + 1} failed. Its message stands above.")
+            found.append(json.loads(out.read_text()))
+    return found
+
+
+def together(launches: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row from the same row of each launch: medians, and from where to where ratios went."""
+    found = []
+    for same in zip(*launches, strict=True):
+        row = dict(same[0])
+        row["launches"] = len(same)
+        for key in ("min_ms", "median_ms", "min_ratio", "median_ratio"):
+            row[key] = statistics.median(one[key] for one in same)
+        for key in ("min_ratio", "median_ratio"):
+            row[f"{key}_range"] = [pick(one[key] for one in same) for pick in (min, max)]
+        for key in ("same_answers", "rounds"):
+            row[key] = sum(one[key] for one in same)
+        found.append(row)
+    return found
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+
+    def ratio(key: str) -> str:
+        low, high = row[f"{key}_range"]
+        spread = f" ({low:.3f} to {high:.3f})" if row["launches"] > 1 else ""
+        return f"{row[key]:.3f}{spread}"
+
+    return (
+        f"| {row['bundle']} | {row['time']} | {row['system']} | {row['min_ms']:.2f} "
+        f"| {row['median_ms']:.2f} | {ratio('min_ratio')} | {ratio('median_ratio')} "
+        f"| {row['same_answers']} of {row['rounds']} |"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Load, measure, print; one bundle after the other."""
+    """Load, measure, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("bundles", type=Path, nargs="+", help="exported with --target openvino")
     parser.add_argument("--prompt", default="What is in the picture?")
+    parser.add_argument("--text-only", action="store_true", help="no image, the prompt alone")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--launches", type=int, default=1, help="processes, one after the other")
+    parser.add_argument("--order", type=int, default=0, help="which order to load the systems in")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
     parser.add_argument("--threads", type=int, help="by default each system's own choice")
     parser.add_argument("--cpu-time", action="store_true", help="processor time, not real time")
@@ -227,30 +310,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.rounds < 1 or options.new_tokens < 2:
         parser.error("there must be a round, and two tokens to have a time per token")
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    figures = []
+    if options.launches < 1 or options.order < 0:
+        parser.error("there must be a launch, and an order is 0 or more")
     for bundle in options.bundles:
         if not (bundle / FOLDER).is_dir():
             parser.error(f"{bundle} is not for OpenVINO. Export it with --target openvino.")
-        try:
-            systems = [our_system(bundle, options.prompt, options.threads, clock)]
-        except LacoError as error:
-            parser.error(str(error))
-        systems += [
-            peer_system(bundle, options.prompt, name, options.threads, clock)
-            for name in options.backends
-        ]
-        side = json.loads((bundle / "laco.json").read_text())["preprocessing"]["image_size"]
-        measure(systems, side, options.new_tokens, options.rounds)
-        figures += rows(str(bundle), systems)
+    try:
+        if options.launches > 1:
+            given = sys.argv[1:] if arguments is None else arguments
+            launches = in_processes(given, options.launches)
+        else:
+            launches = [launched(options, options.order)]
+    except LacoError as error:
+        parser.error(str(error))
+    figures = together(launches)
     print("| bundle | time | system | min ms | median ms | ours / it, min | median | same text |")
     print("|---|---|---|---|---|---|---|---|")
     for row in figures:
-        print(
-            f"| {row['bundle']} | {row['time']} | {row['system']} | {row['min_ms']:.2f} "
-            f"| {row['median_ms']:.2f} | {row['min_ratio']:.3f} | {row['median_ratio']:.3f} "
-            f"| {row['same_answers']} of {row['rounds']} |"
-        )
+        print(line(row))
     if options.json:
         write_atomic(options.json, (json.dumps(figures, indent=2) + "\n").encode())
     return 0

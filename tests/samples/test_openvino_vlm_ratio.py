@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 from collections.abc import Callable
@@ -83,12 +84,80 @@ def test_program_prints_a_table_and_writes_every_figure(
     assert all(row["bundle"] == str(bundle) for row in figures)
 
 
+def test_launches_load_in_other_orders_and_are_put_together(
+    script: ModuleType,
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("openvino_genai")
+    out = tmp_path / "vlm.json"
+    plain, commands = script.subprocess.run, []
+
+    def run(command: list[str], **options: object) -> object:
+        commands.append(command)
+        return plain(command, **options)
+
+    monkeypatch.setattr(script.subprocess, "run", run)
+    arguments = [str(bundle), "--rounds", "1", "--new-tokens", "3", "--threads", "1"]
+    arguments += ["--backends", "SDPA", "--text-only", "--launches", "2", "--json", str(out)]
+    assert script.main(arguments) == 0
+    orders = [command[command.index("--order") + 1] for command in commands]
+    assert orders == ["0", "1"]
+    figures = json.loads(out.read_text())
+    assert [row["launches"] for row in figures] == [2, 2, 2, 2]
+    assert {(row["same_answers"], row["rounds"]) for row in figures} == {(2, 2)}
+    assert " to " in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_each_order_loads_the_same_systems_and_reports_them_alike(
+    script: ModuleType, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(name: str) -> object:
+        loaded.append(name)
+        answer = script.Answer("a", 1.0, 1.0)
+        return script.System(name, lambda image, count: answer)
+
+    monkeypatch.setattr(script, "our_system", lambda *given: load("ours"))
+    monkeypatch.setattr(script, "peer_system", lambda bundle, prompt, name, *given: load(name))
+    parsed = argparse.Namespace(
+        bundles=[bundle], prompt="?", threads=None, cpu_time=False, backends=["SDPA", "PA"],
+        text_only=False, new_tokens=2, rounds=1,
+    )  # fmt: skip
+    orders = set()
+    for order in range(6):
+        loaded.clear()
+        found = script.launched(parsed, order)
+        orders.add(tuple(loaded))
+        assert [row["system"] for row in found] == 2 * ["ours", "SDPA", "PA"]
+    assert len(orders) == 6
+
+
+def test_launches_are_summed_up_by_their_medians(script: ModuleType) -> None:
+    rows = [
+        {
+            "bundle": "engine", "system": "peer", "time": "per token", "same_answers": 3,
+            "rounds": 4, "min_ms": ms, "median_ms": ms, "min_ratio": ratio, "median_ratio": ratio,
+        }
+        for ms, ratio in ((10, 0.9), (30, 1.1), (12, 0.96))
+    ]  # fmt: skip
+    (found,) = script.together([[row] for row in rows])
+    assert (found["min_ms"], found["median_ratio"]) == (12, 0.96)
+    assert found["median_ratio_range"] == [0.9, 1.1]
+    assert (found["same_answers"], found["rounds"], found["launches"]) == (9, 12, 3)
+    assert "0.960 (0.900 to 1.100)" in script.line(found)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["."], "not for OpenVINO"),
         ([".", "--rounds", "0"], "there must be a round"),
         ([".", "--new-tokens", "1"], "two tokens"),
+        ([".", "--launches", "0"], "there must be a launch"),
     ],
 )
 def test_program_refuses_what_it_cannot_measure(
