@@ -1,15 +1,28 @@
-"""What every command prints alike: whole lines, and a progress bar."""
+"""What every command prints alike: whole lines, and how far it is."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+Advance = Callable[[str, int, int], None]
+"""Told of a stage, its steps done and its steps in all."""
 
 WHOLE = 10_000
 """Columns of what is no terminal."""
+
+SECONDS_PER_LINE = 30
 
 
 def say(text: str, *, style: str | None = None, to_stderr: bool = False) -> None:
@@ -28,13 +41,18 @@ def show(table: RenderableType, *, to_stderr: bool = False) -> None:
 
 
 @contextmanager
-def stage_bar() -> Iterator[Callable[[str, int, int], None]]:
+def stage_bar() -> Iterator[Advance]:
     """Give a function to call with the stage, the steps done and the steps in all.
 
-    The bar, with an estimate of the time left, is on standard error and goes at the end.
+    One bar for all stages, with an estimate of the time left, on standard error; it goes at the
+    end. What is no terminal is given lines (`stage_lines`).
     """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield stage_lines()
+        return
     columns = (TextColumn("{task.description:<32}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
 
         def advance(stage: str, done: int, total: int) -> None:
@@ -43,4 +61,36 @@ def stage_bar() -> Iterator[Callable[[str, int, int], None]]:
         yield advance
 
 
-__all__ = ["say", "show", "stage_bar"]
+@contextmanager
+def stage_bars() -> Iterator[Advance]:
+    """As `stage_bar`, with a bar and a count for each stage."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield stage_lines()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield advance
+
+
+def stage_lines(clock: Callable[[], float] = time.monotonic) -> Advance:
+    """For a log: a line on standard error for a stage that begins, and every half minute in it."""
+    shown, when = "", clock()
+
+    def advance(stage: str, done: int, total: int) -> None:
+        nonlocal shown, when
+        if stage != shown or clock() - when >= SECONDS_PER_LINE:
+            shown, when = stage, clock()
+            say(f"{stage}: {done} of {total}", to_stderr=True)
+
+    return advance
+
+
+__all__ = ["Advance", "say", "show", "stage_bar", "stage_bars", "stage_lines"]

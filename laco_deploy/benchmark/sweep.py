@@ -151,16 +151,19 @@ def prepare_sweep(
     entrants: list[Entrant] = []
     failed: dict[str, str] = {}
     errors: list[LacoError] = []
-    for number, point in enumerate(points):
-        progress("exporting", number, len(points))
+    for number, point in enumerate(points, 1):
+        name = f"bundle {number} of {len(points)}"
+
+        def advance(stage: str, done: int, total: int, name: str = name) -> None:
+            progress(name, done, total)
+
         try:
-            bundle = _bundle(job, point, identity)
+            bundle = _bundle(job, point, identity, advance)
         except LacoError as error:
             failed[point.label] = str(error)
             errors.append(error)
             continue
         entrants += _entrants(bundle, point, trained, failed)
-    progress("exporting", len(points), len(points))
     if not entrants:
         raise errors[0]
     return PreparedSweep(
@@ -230,7 +233,7 @@ def point_key(job: SweepJob, point: Point, identity: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 
 
-def _bundle(job: SweepJob, point: Point, identity: str) -> Bundle:
+def _bundle(job: SweepJob, point: Point, identity: str, progress: Progress) -> Bundle:
     """From the cache; one that is damaged is exported again."""
     cache = job.cache or default_cache()
     folder = cache / f"{job.target}-{point_key(job, point, identity)}"
@@ -239,7 +242,8 @@ def _bundle(job: SweepJob, point: Point, identity: str) -> Bundle:
     except BundleError:
         from laco_deploy.benchmark.sweep_export import export_point
 
-        export_point(job.checkpoint, folder, job.target, point.options, point.baselines)
+        found = job.checkpoint, folder, job.target, point.options, point.baselines
+        export_point(*found, progress=progress)
         return open_bundle(folder)
 
 

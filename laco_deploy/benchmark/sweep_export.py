@@ -25,6 +25,7 @@ from laco_deploy.parity_data import parity_samples
 from laco_export.choices import choose
 from laco_export.exporter import check_target, export_bundle
 from laco_export.job import Modules
+from laco_export.progress import Progress, silent
 from laco_runtimes.errors import ArgumentError, ConfigError
 
 
@@ -34,6 +35,8 @@ def export_point(
     target: str,
     options: Mapping[str, str],
     baselines: Sequence[str],
+    *,
+    progress: Progress = silent,
 ) -> None:
     """Export into `out`, which appears when it is whole.
 
@@ -43,6 +46,7 @@ def export_point(
         target: engine.
         options: value of each axis of the sweep.
         baselines: names in `BASELINES`; those that the model cannot have are left out.
+        progress: told of every step.
 
     Raises:
         LacoError: what `laco_deploy.exporting.export_checkpoint` raises.
@@ -74,7 +78,7 @@ def export_point(
                 load=partial(load_moved, facts.root, names, int(place)),
                 files={**job.files, "config.json": config},
             )
-        export_bundle(job, out)
+        export_bundle(job, out, progress)
 
 
 def moved_config(config: LacoConfig, after_block: int) -> LacoConfig:

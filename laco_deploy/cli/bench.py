@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 
-from laco_deploy.terminal import say, show
+from laco_deploy.terminal import say, show, stage_bars
 from laco_runtimes.errors import ArgumentError, LacoError
-
-if TYPE_CHECKING:
-    from laco_deploy.benchmark.job import Progress
 
 STDOUT = Path("-")
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
@@ -147,7 +141,7 @@ def bench(
     elif accuracies:
         raise ArgumentError("--accuracy is for the page. Leave --no-html out.")
 
-    with _progress() as progress:
+    with stage_bars() as progress:
         report = measurement.run(progress)
 
     to_stderr = json == STDOUT
@@ -199,30 +193,6 @@ def write_file(path: Path, text: str) -> None:
         raise OutputFileError(
             f"'{path}' cannot be written: {error.strerror}. Make room or name another file."
         ) from error
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """One bar per stage with the time left, on standard error."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    with Bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as bars:
-        tasks = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
-
-        yield show
 
 
 __all__ = ["OutputFileError", "bench", "write_file"]

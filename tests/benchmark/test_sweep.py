@@ -25,6 +25,7 @@ from laco_deploy.benchmark.sweep import (
     points_of,
     prepare_sweep,
 )
+from laco_export.progress import Progress
 from laco_runtimes.bundle import seal_bundle
 from laco_runtimes.errors import (
     ArgumentError,
@@ -56,7 +57,9 @@ class FakeExports:
         target: str,
         options: Mapping[str, str],
         baselines: Sequence[str],
+        progress: Progress,
     ) -> None:
+        progress("a stage", 1, 2)
         self.asked.append((dict(options), tuple(baselines)))
         if options.get("precision") in self.refused:
             raise ExportError(f"{options['precision']} is not for this machine. Leave it out.")
@@ -176,7 +179,7 @@ def test_every_point_takes_part_and_has_the_baseline_of_its_precision(
     assert found.failed == {}
     assert found.sweep.axes == {"after_block": ("1", "4"), "precision": ("fp32", "int8")}
     assert found.sweep.checkpoint == "ckpt"
-    assert seen[-1] == ("exporting", 4, 4)
+    assert seen == [(f"bundle {number} of 4", 1, 2) for number in (1, 2, 3, 4)]
 
 
 def test_weights_that_stand_elsewhere_are_for_latency_only(
