@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from laco_runtimes.bundle import Bundle, open_bundle
-from laco_runtimes.engines import load_engine, openvino
+from laco_runtimes.engines import load_engine, openvino, openvino_stateful
 from laco_runtimes.engines.base import LoadRequest
 from laco_runtimes.errors import ArgumentError, EngineError
 
@@ -213,7 +213,8 @@ def test_openvino_leaves_the_precision_of_other_weights_to_the_device(
 def test_openvino_shortens_a_cache_that_it_keeps_in_eight_bits(
     openvino_bundle: Bundle, forgotten: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openvino, "MAX_FORGOTTEN", forgotten)
+    monkeypatch.setattr(openvino, "page_attention", lambda model, layers: None)
+    monkeypatch.setattr(openvino_stateful, "MAX_FORGOTTEN", forgotten)
     precision = dict.fromkeys(openvino_bundle.manifest.precision, "int8")
     manifest = openvino_bundle.manifest.model_copy(update={"precision": precision})
     language = load_engine(

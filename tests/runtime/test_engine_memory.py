@@ -159,6 +159,54 @@ def test_an_engine_that_ran_out_of_memory_can_be_used_again(
     assert same == "True True"
 
 
+STARVED_PROMPT = """
+import resource, sys
+import numpy as np
+from laco_runtimes.bundle import open_bundle
+from laco_runtimes.engines import load_engine, openvino
+from laco_runtimes.engines.base import LoadRequest
+from laco_runtimes.errors import OutOfMemoryError
+
+if "state" in sys.argv[2]:
+    openvino.page_attention = lambda model, layers: None
+bundle = open_bundle(sys.argv[1])
+request = LoadRequest(bundle.root, bundle.manifest, bundle.variant("laco"), "cpu", threads=1)
+language = load_engine(request).language
+long = language.embed([7 * place % 300 for place in range(bundle.manifest.language.max_positions)])
+language.prefill(long[:20])
+language.rewind(0)
+
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+limits = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**16, limits[1]))
+try:
+    language.prefill(long)
+except OutOfMemoryError as error:
+    print(error)
+finally:
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+language.rewind(0)
+found = language.prefill(long)  # as long as the one that failed
+other = load_engine(request).language
+print(np.abs(found - other.prefill(long)).max() < 1e-4)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "openvino with state"])
+def test_a_prompt_for_which_there_was_no_memory_can_be_asked_again(
+    name: str, bundle_for: Callable[[str], Path]
+) -> None:
+    target = name.partition(" ")[0]
+    pytest.importorskip(ENGINES[target].package)
+    command = [sys.executable, "-c", STARVED_PROMPT, str(bundle_for(target)), name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    said, same = done.stdout.splitlines()
+    assert "decoding with" in said
+    assert same == "True"
+
+
 def test_a_cache_that_cannot_grow_is_as_it_was(
     bundle_for: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

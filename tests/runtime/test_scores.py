@@ -15,7 +15,10 @@ from laco_runtimes.engines.base import Floats, LanguageModel, LoadedEngine, Load
 from laco_runtimes.engines.onnxruntime_graph import keep_positions as keep_onnx_positions
 from laco_runtimes.errors import EngineError
 
-HERE = ("onnxruntime", "openvino")
+WITH_STATE = "openvino with state"
+"""As on a GPU, and on a CPU without paged attention."""
+
+HERE = ("onnxruntime", "openvino", WITH_STATE)
 
 IDS = [5, 77, 12, 200, 3, 3, 149, 8, 61, 33]
 PROMPT, DRAFT = IDS[:4], IDS[4:]
@@ -25,9 +28,15 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module", params=HERE)
-def bundle(request: pytest.FixtureRequest, bundle_for: Callable[[str], Path]) -> Bundle:
-    pytest.importorskip(ENGINES[request.param].package)
-    return open_bundle(bundle_for(request.param))
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def bundle(kind: str, bundle_for: Callable[[str], Path]) -> Bundle:
+    target = kind.partition(" ")[0]
+    pytest.importorskip(ENGINES[target].package)
+    return open_bundle(bundle_for(target))
 
 
 def loaded(bundle: Bundle, device: str = "cpu") -> LoadedEngine:
@@ -35,9 +44,19 @@ def loaded(bundle: Bundle, device: str = "cpu") -> LoadedEngine:
     return load_engine(LoadRequest(bundle.root, bundle.manifest, variant, device))
 
 
+def loaded_with_state(bundle: Bundle) -> LoadedEngine:
+    from laco_runtimes.engines import openvino
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openvino, "page_attention", lambda model, layers: None)
+        engine = loaded(bundle)
+    assert type(engine.language).__name__ == "StatefulLanguage"
+    return engine
+
+
 @pytest.fixture(scope="module")
-def engine(bundle: Bundle) -> LoadedEngine:
-    return loaded(bundle)
+def engine(kind: str, bundle: Bundle) -> LoadedEngine:
+    return loaded_with_state(bundle) if kind == WITH_STATE else loaded(bundle)
 
 
 @pytest.fixture
@@ -201,10 +220,10 @@ def test_a_changed_decoder_gives_the_logits_of_the_file(openvino_bundle: Bundle)
 def test_rewinds_agree_however_many_tokens_stay_under_a_mask(
     openvino_bundle: Bundle, forgotten: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from laco_runtimes.engines import openvino
+    from laco_runtimes.engines import openvino_stateful
 
-    monkeypatch.setattr(openvino, "MAX_FORGOTTEN", forgotten)
-    language = loaded(openvino_bundle).language
+    monkeypatch.setattr(openvino_stateful, "MAX_FORGOTTEN", forgotten)
+    language = loaded_with_state(openvino_bundle).language
     expected = language.prefill(language.embed(IDS))
     language.rewind(0)
     language.prefill(language.embed([*IDS[:6], 99, 98]))
@@ -216,8 +235,8 @@ def test_rewinds_agree_however_many_tokens_stay_under_a_mask(
     assert_close(language.prefill(language.embed(IDS[4:])), expected)
 
 
-def test_what_a_failed_pass_left_is_not_built_on(openvino_bundle: Bundle) -> None:
-    language = loaded(openvino_bundle).language
+def test_what_a_failed_pass_left_in_the_state_is_not_built_on(openvino_bundle: Bundle) -> None:
+    language = loaded_with_state(openvino_bundle).language
     expected = language.prefill(language.embed(PROMPT))
     with pytest.raises(EngineError, match="decoding with OpenVINO failed"):
         language.prefill(np.zeros((2, 7), np.float32))

@@ -27,7 +27,8 @@ OUT_OF_MEMORY = re.compile(
     r"|out[ _]of[ _](gpu )?resources|exceed\w* max size of memory"  # OpenVINO's GPU plugin
     r"|mem_object_allocation_failure|exceed_allocatable_mem_size"
     r"|bad[ _]alloc"  # C++: std::bad_alloc, and bad allocation on Windows
-    r"|(failed|unable|can't|cannot|could not) (to )?(be )?allocate"  # OpenVINO's CPU, ORT, numpy
+    # OpenVINO's CPU, ONNX Runtime, numpy
+    r"|(failed|unable|can't|cannot|could not) (to )?(be )?alloc(ated?)?\b"
     r"|is smaller than requested bytes"  # ONNX Runtime's arena at its limit
     r"|status_alloc_failed|cudaerrormemoryallocation"
     r"|insufficient memory|memory is insufficient",  # TensorRT's builder
