@@ -67,8 +67,8 @@ class System:
     """One system under test on one bundle."""
 
     name: str
-    ask: Callable[[Image | None, int], Answer]
-    """An image or none, and how many tokens to make at most."""
+    ask: Callable[[Image | None, str, int], Answer]
+    """An image or none, a prompt, and how many tokens to make at most."""
     answers: list[Answer] = field(default_factory=list)
     """One for each round."""
 
@@ -95,7 +95,7 @@ class Watch:
         return self._language.step(token)
 
 
-def our_system(bundle: Path, prompt: str, threads: int | None, clock: Clock) -> System:
+def our_system(bundle: Path, threads: int | None, clock: Clock) -> System:
     """The whole `Pipeline`, made to forget before every request."""
     watches: list[Watch] = []
     plain = ENGINES[FOLDER]
@@ -111,7 +111,7 @@ def our_system(bundle: Path, prompt: str, threads: int | None, clock: Clock) -> 
     finally:
         ENGINES[FOLDER] = plain
 
-    def ask(image: Image | None, count: int) -> Answer:
+    def ask(image: Image | None, prompt: str, count: int) -> Answer:
         pipeline.forget()
         watches[0].times.clear()
         start = clock()
@@ -121,9 +121,7 @@ def our_system(bundle: Path, prompt: str, threads: int | None, clock: Clock) -> 
     return System(OURS, ask)
 
 
-def peer_system(
-    bundle: Path, prompt: str, backend: str, threads: int | None, clock: Clock
-) -> System:
+def peer_system(bundle: Path, backend: str, threads: int | None, clock: Clock) -> System:
     """openvino_genai's pipeline on the bundle's `openvino/` as it is."""
     openvino, genai = import_openvino(), importlib.import_module("openvino_genai")
     limit = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
@@ -147,7 +145,7 @@ def peer_system(
         def end(self) -> None:
             self._text.end()
 
-    def ask(image: Image | None, count: int) -> Answer:
+    def ask(image: Image | None, prompt: str, count: int) -> Answer:
         streamer = Streamer()
         start = clock()
         answer = pipeline.generate(
@@ -173,15 +171,24 @@ def images(side: int) -> Iterator[Image]:
         yield (ramp + random.uniform(0, 55, (side, side, 3))).astype(np.uint8)
 
 
+def text_alone(prompt: str) -> Iterator[tuple[None, str]]:
+    """Prompts of which no two begin alike: paged attention remembers beginnings."""
+    for number in itertools.count():
+        yield None, f"{number}. {prompt}"
+
+
 def measure(
-    systems: Sequence[System], asked: Iterator[Image | None], tokens: int, rounds: int
+    systems: Sequence[System],
+    asked: Iterator[tuple[Image | None, str]],
+    tokens: int,
+    rounds: int,
 ) -> None:
     """All systems in turns on the same images; the first round is not counted."""
     for number in range(rounds + 1):
-        image = next(asked)
+        image, prompt = next(asked)
         turn = number % len(systems)  # so that none always follows the same one
         for system in (*systems[turn:], *systems[:turn]):
-            answer = system.ask(image, tokens)
+            answer = system.ask(image, prompt, tokens)
             if number:
                 system.answers.append(answer)
         print(f"round {number} of {rounds}", file=sys.stderr)
@@ -229,15 +236,15 @@ def launched(options: argparse.Namespace, order: int) -> list[dict[str, Any]]:
     clock = time.process_time if options.cpu_time else time.perf_counter
     figures = []
     for bundle in options.bundles:
-        common = (bundle, options.prompt)
-        loads = [partial(our_system, *common, options.threads, clock)] + [
-            partial(peer_system, *common, name, options.threads, clock) for name in options.backends
+        loads = [partial(our_system, bundle, options.threads, clock)] + [
+            partial(peer_system, bundle, name, options.threads, clock) for name in options.backends
         ]
         orders = list(itertools.permutations(loads))
         loaded = {load: load() for load in orders[order % len(orders)]}
         systems = [loaded[load] for load in loads]
         side = json.loads((bundle / "laco.json").read_text())["preprocessing"]["image_size"]
-        asked = itertools.repeat(None) if options.text_only else images(side)
+        pictures = ((image, options.prompt) for image in images(side))
+        asked = text_alone(options.prompt) if options.text_only else pictures
         measure(systems, asked, options.new_tokens, options.rounds)
         figures += rows(str(bundle), systems)
     return figures

@@ -2,9 +2,9 @@
 
 python -m samples.step_profile engine/ --past 288
 
-Times a step of our engine and a bare inference of the same file in turns, both with as many tokens
-in the KV cache, then sums profiled ones by kernel. A step reads every weight once, so that
-its least time is the decoder's file over the memory bandwidth.
+Times a step of our engine and a bare inference of the file as it is in turns, both with as many
+tokens in the KV cache, then sums profiled steps of ours by kernel. A step reads every weight once,
+so that its least time is the decoder's file over the memory bandwidth.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,10 +25,14 @@ from laco_deploy.benchmark.rates import measure_rates
 from laco_runtimes.bundle import Bundle, open_bundle
 from laco_runtimes.engines import load_engine
 from laco_runtimes.engines.base import Floats, LoadRequest
-from laco_runtimes.engines.openvino import openvino_core
+from laco_runtimes.engines.openvino import openvino_core, prepare_decoder
+from laco_runtimes.engines.openvino_language import Embed
+from laco_runtimes.engines.openvino_paged import PagedLanguage
+from laco_runtimes.engines.openvino_stateful import StatefulLanguage
 from laco_runtimes.errors import LacoError
 
 WARM_UP = 3
+CONFIG = {"PERFORMANCE_HINT": "LATENCY"}
 
 Nodes = dict[str, tuple[str, float]]
 """By the node's name: its kernel, and milliseconds."""
@@ -48,10 +52,12 @@ class StepProfile:
     """Milliseconds, medians."""
 
     past: int
+    prefill: float
+    """Our engine, `past` tokens."""
     ours: float
     """A step of our engine: look-up of the embedding, inference, copy of the logits."""
     bare: float
-    """The inference alone."""
+    """An inference of the file, unchanged and without our engine around it."""
     profiled: float
     """Mean of the steps whose kernels these are; what they leave is between them."""
     kernels: tuple[Kernel, ...]
@@ -69,13 +75,11 @@ class StepProfile:
 class Bare:
     """The decoder's file without our engine around it."""
 
-    def __init__(self, bundle: Bundle, config: dict[str, Any]) -> None:
+    def __init__(self, bundle: Bundle) -> None:
         path = bundle.root / bundle.manifest.decoder
-        options = {"PERFORMANCE_HINT": "LATENCY", **config}
-        model = openvino_core().compile_model(path, "CPU", options)
+        model = openvino_core().compile_model(path, "CPU", CONFIG)
         self.request = model.create_infer_request()
         self.length = 0
-        self.runs = 0
 
     def feed(self, embeds: Floats) -> None:
         """[n, D] behind what it has seen."""
@@ -88,6 +92,27 @@ class Bare:
         }
         self.request.infer(inputs, share_inputs=True)
         self.length = end
+
+
+class Profiled:
+    """Our engine's decoder, which tells what its kernels took."""
+
+    def __init__(self, bundle: Bundle, embed: Embed) -> None:
+        facts, self.runs = bundle.manifest.language, 0
+        graph = openvino_core().read_model(bundle.root / bundle.manifest.decoder)
+        prepared = prepare_decoder(graph, facts.layers)
+        compiled = openvino_core().compile_model(
+            prepared.model, "CPU", {**CONFIG, "PERF_COUNT": True}
+        )
+        self._request = compiled.create_infer_request()
+        kind = (
+            PagedLanguage if prepared.paged else partial(StatefulLanguage, scores=prepared.scores)
+        )
+        self._language = kind(embed, lambda: self._request, facts.max_positions)
+
+    def feed(self, embeds: Floats) -> None:
+        """[n, D] behind what it has seen."""
+        self._language.prefill(embeds)
         self.runs += 1
 
     def nodes(self) -> Nodes:
@@ -97,7 +122,7 @@ class Bare:
                 f"{node.node_type} {node.exec_type}",
                 1e3 * node.real_time.total_seconds(),
             )
-            for node in self.request.profiling_info
+            for node in self._request.profiling_info
         }
 
 
@@ -125,12 +150,17 @@ def profile(bundle: Bundle, past: int, steps: int) -> StepProfile:
     """
     variant = bundle.variant("laco")
     language = load_engine(LoadRequest(bundle.root, bundle.manifest, variant, "cpu")).language
-    bare, profiled = Bare(bundle, {}), Bare(bundle, {"PERF_COUNT": True})
+    bare, profiled = Bare(bundle), Profiled(bundle, language.embed)
     ids = np.random.default_rng(0).integers(0, bundle.manifest.language.vocab_size, past + 1)
     embeds = language.embed(ids.tolist())
-    language.prefill(embeds[:past])
-    for one in (bare, profiled):
-        one.feed(embeds[:past])
+    prefills: list[float] = []
+    for _ in range(3):
+        language.rewind(0)
+        start = time.perf_counter()
+        language.prefill(embeds[:past])
+        prefills.append(1e3 * (time.perf_counter() - start))
+    bare.feed(embeds[:past])
+    profiled.feed(embeds[:past])
     token, last = int(ids[-1]), embeds[-1:]
     ours: list[float] = []
     others: list[float] = []
@@ -150,6 +180,7 @@ def profile(bundle: Bundle, past: int, steps: int) -> StepProfile:
     mean = 1e3 * (time.perf_counter() - start) / steps
     return StepProfile(
         past=past,
+        prefill=statistics.median(prefills),
         ours=statistics.median(ours),
         bare=statistics.median(others),
         profiled=mean,
@@ -163,6 +194,7 @@ def table(found: StepProfile) -> str:
     """For people."""
     whole = sum(one.milliseconds for one in found.kernels)
     lines = [
+        f"prefill of {found.past} tokens: ours {found.prefill:.0f} ms",
         f"step behind {found.past} tokens: ours {found.ours:.1f} ms, bare {found.bare:.1f} ms",
         f"weights {found.weight_bytes / 1e6:.0f} MB"
         + (

@@ -32,15 +32,15 @@ def test_our_side_is_the_whole_pipeline_timed_token_by_token(
 ) -> None:
     before = ENGINES["openvino"]
     ticks = itertools.count()
-    system = script.our_system(bundle, "What is it?", 1, lambda: float(next(ticks)))
+    system = script.our_system(bundle, 1, lambda: float(next(ticks)))
     assert ENGINES["openvino"] is before
     image = next(script.images(56))
     for _ in range(2):  # asked again, it forgets what it knew
-        answer = system.ask(image, 5)
+        answer = system.ask(image, "What is it?", 5)
         assert answer.text
         # A clock that counts how often it is asked: at the start, at four steps, at the end.
         assert (answer.first, answer.step) == (1.0, 1.0)
-    one = system.ask(image, 1)
+    one = system.ask(image, "What is it?", 1)
     assert (one.first, one.step) == (1.0, None)
 
 
@@ -119,10 +119,10 @@ def test_each_order_loads_the_same_systems_and_reports_them_alike(
     def load(name: str) -> object:
         loaded.append(name)
         answer = script.Answer("a", 1.0, 1.0)
-        return script.System(name, lambda image, count: answer)
+        return script.System(name, lambda image, prompt, count: answer)
 
     monkeypatch.setattr(script, "our_system", lambda *given: load("ours"))
-    monkeypatch.setattr(script, "peer_system", lambda bundle, prompt, name, *given: load(name))
+    monkeypatch.setattr(script, "peer_system", lambda bundle, name, *given: load(name))
     parsed = argparse.Namespace(
         bundles=[bundle], prompt="?", threads=None, cpu_time=False, backends=["SDPA", "PA"],
         text_only=False, new_tokens=2, rounds=1,
