@@ -242,8 +242,8 @@ def _bundle(job: SweepJob, point: Point, identity: str, progress: Progress) -> B
     except BundleError:
         from laco_deploy.benchmark.sweep_export import export_point
 
-        found = job.checkpoint, folder, job.target, point.options, point.baselines
-        export_point(*found, progress=progress)
+        asked = point.options, point.baselines
+        export_point(job.checkpoint, folder, job.target, *asked, progress=progress)
         return open_bundle(folder)
 
 

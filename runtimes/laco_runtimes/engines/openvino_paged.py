@@ -1,7 +1,7 @@
 """A decoder whose KV cache lies in blocks outside of it: OpenVINO's paged attention, on a CPU.
 
 The file holds the cache as state, for `openvino_genai` and for any device; it is changed in memory.
-A prefill is 8 to 13 % shorter than with state and a step 4 % (docs/runtime.md), nothing is computed
+A prefill is 7 to 13 % shorter than with state and a step 4 % (docs/runtime.md), nothing is computed
 for a mask, and a rewind is a smaller number. Blocks are OpenVINO's, PagedAttentionExtension in
 src/core/include/openvino/op/paged_attention.hpp.
 """
@@ -91,7 +91,7 @@ class PagedLanguage(Language):
             for port in caches
         }
         """Of each cache: its type, and [heads, tokens, width] of a block."""
-        # Inputs are views of arrays that stay, so that a step makes no more than it needs.
+        # What grows with the dialogue is a view of these.
         self._positions = np.arange(max_positions, dtype=np.int64)
         self._blocks = np.arange(-(-max_positions // BLOCK), dtype=np.int32)
         self._room = 0
