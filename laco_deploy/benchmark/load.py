@@ -12,6 +12,7 @@ from laco_deploy.benchmark.measure import Deadline, message_of
 from laco_deploy.benchmark.request import (
     Clock,
     Contender,
+    RequestTimes,
     Workload,
     load_contender,
     timed_request,
@@ -28,8 +29,8 @@ class Loaded:
     """By name, in the order of the entrants; at least one."""
     failed: dict[str, str]
     """Of all others, why."""
-    warmed: bool
-    """Whether each has answered once."""
+    first: dict[str, RequestTimes]
+    """The first request of each, where time is short; else empty."""
 
 
 def load_entrants(
@@ -42,7 +43,8 @@ def load_entrants(
     """Load what can be loaded; one that fails is left out.
 
     Where time is short, each answers once right after it is loaded. From that time it is told
-    whether there is enough for the next one; baselines come before the others.
+    whether there is enough for the next one; baselines come before the others, and are taken in
+    even where there will be no time for a second request, as nothing compares without them.
 
     Raises:
         MissingPackageError, EngineError: nothing could be loaded, or not all on one device.
@@ -51,14 +53,16 @@ def load_entrants(
     failed: dict[str, str] = {}
     errors: list[Exception] = []
     ordered = list(entrants)
+    baselines = {entrant.baseline for entrant in entrants}
     if deadline.short:
-        baselines = {entrant.baseline for entrant in entrants}
         ordered[1:] = sorted(ordered[1:], key=lambda one: one.name not in baselines)
     costs: list[_Cost] = []
+    first: dict[str, RequestTimes] = {}
     languages: dict[Path, LanguageModel] = {}
     for number, entrant in enumerate(ordered):
         progress("loading", number, len(ordered))
-        if costs and not deadline.allows(_expected_ns(costs, entrant)):
+        rounds = 0 if entrant.name in baselines else 1
+        if costs and not deadline.allows(_expected_ns(costs, entrant, rounds)):
             failed[entrant.name] = "left out, as there was no time for it"
             continue
         try:
@@ -69,7 +73,7 @@ def load_entrants(
             found = replace(found, engine=replace(found.engine, language=kept))
             ready = clock()
             if deadline.short:
-                timed_request(found, clock)
+                first[entrant.name] = timed_request(found, clock)
                 costs.append(_Cost(entrant, ready - start, clock() - ready))
         except Exception as error:  # whatever an engine raises, the others go on
             failed[entrant.name] = message_of(error)
@@ -81,7 +85,7 @@ def load_entrants(
         raise nothing_left(failed, errors)
     _check_one_device(contenders)
     names = [entrant.name for entrant in entrants if entrant.name in contenders]
-    return Loaded({name: contenders[name] for name in names}, failed, deadline.short)
+    return Loaded({name: contenders[name] for name in names}, failed, first)
 
 
 def nothing_left(failed: dict[str, str], errors: Sequence[Exception] = ()) -> Exception:
@@ -101,15 +105,15 @@ class _Cost:
     request_ns: int
 
 
-def _expected_ns(costs: Sequence[_Cost], entrant: Entrant) -> float:
-    """Load, first request and one round of what is loaded and of the next one.
+def _expected_ns(costs: Sequence[_Cost], entrant: Entrant, rounds: int) -> float:
+    """Load, first request and so many rounds of what is loaded and of the next one.
 
     A request is reckoned to take as long as it has visual tokens, which is more than it will take.
     """
     last = costs[-1]
     slower = max(1.0, entrant.variant.tokens_per_tile / last.entrant.variant.tokens_per_tile)
     own = slower * last.request_ns
-    return last.load_ns + 2 * own + sum(cost.request_ns for cost in costs)
+    return last.load_ns + own + rounds * (own + sum(cost.request_ns for cost in costs))
 
 
 def _check_one_device(contenders: dict[str, Contender]) -> None:

@@ -70,6 +70,7 @@ def time_rounds(
     clock: Clock = time.perf_counter_ns,
     advance: Advance = lambda: None,
     deadline: Deadline | None = None,
+    expected_ns: float = 0,
 ) -> Rounds:
     """Time one request of each contender in every round.
 
@@ -78,11 +79,12 @@ def time_rounds(
     is left out from then on, and the others go on.
 
     Args:
-        deadline: no round begins that would end after it, but for the first one.
+        deadline: no round begins that would end after it.
+        expected_ns: of the first round.
     """
     orders = round_orders(list(contenders), runs, seed)
     if deadline is not None:
-        orders = _in_time(orders, deadline, clock)
+        orders = _in_time(orders, deadline, expected_ns, clock)
     return Rounds(*_requests(contenders, orders, clock, advance))
 
 
@@ -105,10 +107,11 @@ def _requests(
     return {name: found for name, found in times.items() if name not in failed}, failed
 
 
-def _in_time(orders: Iterator[list[str]], deadline: Deadline, clock: Clock) -> Iterator[list[str]]:
-    longest = 0
-    for number, order in enumerate(orders):
-        if number and not deadline.allows(longest):
+def _in_time(
+    orders: Iterator[list[str]], deadline: Deadline, longest: float, clock: Clock
+) -> Iterator[list[str]]:
+    for order in orders:
+        if not deadline.allows(longest):
             return
         start = clock()
         yield order

@@ -40,6 +40,8 @@ class _Measured:
     """What the process in which all are loaded found."""
 
     times: dict[str, list[RequestTimes]]
+    only_first: bool
+    """Whether these are the first requests, for want of time."""
     tiles: dict[str, int]
     visual_tokens: dict[str, int]
     prompt_tokens: dict[str, int]
@@ -138,7 +140,7 @@ def _measure(
     loaded = load_entrants(entrants, workload, deadline, progress, clock)
     failed.update(loaded.failed)
     contenders = loaded.contenders
-    warmup = max(0, plan.warmup - loaded.warmed)
+    warmup = max(0, plan.warmup - bool(loaded.first))
     done, total = 0, len(contenders) * (warmup + plan.runs)
     progress("measuring", done, total)
 
@@ -152,10 +154,19 @@ def _measure(
     cost = clock_cost_ns(clock)
     before = Snapshot.take()
     rounds = time_rounds(
-        contenders, runs=plan.runs, seed=plan.seed, clock=clock, advance=advance, deadline=deadline
+        contenders,
+        runs=plan.runs,
+        seed=plan.seed,
+        clock=clock,
+        advance=advance,
+        deadline=deadline,
+        expected_ns=sum(times.request_ms * 1e6 for times in loaded.first.values()),
     )
     after = Snapshot.take()
     contenders = _without(contenders, rounds.failed, failed)
+    times, only_first = rounds.times, not any(rounds.times.values())
+    if only_first:
+        times = {name: [loaded.first[name]] for name in contenders}
     progress("measuring", total, total)
     energy: dict[str, Energy] = {}
     if plan.energy:
@@ -165,7 +176,8 @@ def _measure(
     parts = {name: one.read_image() for name, one in contenders.items()}
     first = next(iter(contenders.values())).engine
     return _Measured(
-        times=rounds.times,
+        times=times,
+        only_first=only_first,
         tiles={name: part.tiles for name, part in parts.items()},
         visual_tokens={name: part.tokens for name, part in parts.items()},
         prompt_tokens={
@@ -242,7 +254,12 @@ def _quality(
     if left_out := sorted(set(plan.new_tokens) - set(workload.new_tokens)):
         lengths = " and ".join(map(str, left_out))
         more.append(f"Answers of {lengths} tokens do not fit in the model's context.")
-    if runs < plan.runs:
+    if measured.only_first:
+        more.append(
+            "There was time for the first request of each variant alone, which is slower than "
+            "later ones. For more, leave --quick out."
+        )
+    elif runs < plan.runs:
         more.append(f"There was time for {runs} of {plan.runs} rounds.")
     return quality(
         measured.before,
@@ -273,7 +290,7 @@ def _settings(
         new_tokens=workload.new_tokens,
         new_tokens_requested=tuple(sorted(set(plan.new_tokens))),
         runs=min(len(times) for times in measured.times.values()),
-        warmup=plan.warmup,
+        warmup=0 if measured.only_first else plan.warmup,
         seed=plan.seed,
         fresh=plan.memory,
         energy=plan.energy,

@@ -201,7 +201,7 @@ def test_quick_leaves_the_long_parts_out(
     settings = measured(in_folder / "bench.json").settings
     assert (settings.fresh, settings.energy, settings.limits) == (False, False, False)
     assert settings.new_tokens == (6, 32)
-    assert bench.now <= 1.1e9  # seconds of the engines; by default these are 12 of 20
+    assert bench.now <= 1.1e9  # seconds of the engines; by default these are 15 of 20
 
 
 def _on(bench: Bench) -> Any:

@@ -229,3 +229,26 @@ def test_time_that_is_short_leaves_variants_out_but_the_baseline(
     assert report.failed == {"external": "left out, as there was no time for it"}
     assert bench.requests().count("laco") == 1 + report.settings.runs
     assert 3 <= report.settings.runs <= 5
+
+
+def test_time_for_one_request_each_gives_the_first_ones_and_says_so(
+    bundle: Path, bench: Bench
+) -> None:
+    """The baseline comes in for a speed-up, though no round will fit."""
+    bench.load_ms, bench.encode_ms = 400, {"uncompressed": [300]}
+    report = run_benchmark(job(bundle, warmup=1, max_seconds=1.25), clock=bench.clock)
+    assert bench.requests() == ["laco", "uncompressed"]
+    assert bench.now <= 1.25e9
+    assert (report.settings.runs, report.settings.warmup) == (1, 0)
+    speedup = result(report, "laco").speedup_over_uncompressed
+    assert speedup is not None
+    assert speedup.ttft.median > 4
+    assert any("first request of each variant alone" in note for note in report.quality.notes)
+
+
+def test_a_load_that_takes_all_the_time_still_gives_an_answer(bundle: Path, bench: Bench) -> None:
+    bench.load_ms = 400
+    report = run_benchmark(job(bundle, warmup=1, max_seconds=0.1), clock=bench.clock)
+    assert bench.requests() == ["laco"]
+    assert sorted(report.failed) == ["external", "uncompressed"]
+    assert report.settings.runs == 1
