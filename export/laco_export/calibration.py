@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from laco_export.disk_array import disk_array
 from laco_export.job import ExportJob
 from laco_export.parity.plan import LARGE_WEIGHTS
 from laco_export.pictures import extremes
@@ -50,9 +51,7 @@ def write_calibration(job: ExportJob, precisions: Precisions, path: Path) -> Pat
         return None
     if not path.exists():
         side = job.preprocessing.image_size
-        array = np.lib.format.open_memmap(
-            path, mode="w+", dtype=np.float32, shape=(len(images), 3, side, side)
-        )
+        array = disk_array(path, np.float32, (len(images), 3, side, side))
         for index, image in enumerate(images):
             array[index] = preprocess(load_image(image), job.preprocessing)[0]
         array.flush()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from laco_export.disk_array import disk_array
 from laco_export.parity.questions import QuestionSet
 from laco_export.protocols import Floats
 from laco_runtimes.engines.base import LoadedEngine
@@ -80,7 +81,7 @@ class AnswerFiles:
         if 0 in shape:
             np.save(path, np.zeros(shape, dtype), allow_pickle=False)
             return np.zeros(shape, dtype)
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        return disk_array(path, dtype, shape)
 
     def done(self) -> Answers:
         """All of it, written."""

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from laco_deploy.training.dataset import IGNORE_INDEX, Sample, encode_sample
+from laco_export.disk_array import disk_array
 from laco_runtimes.images import Preprocessing, load_image, normalise, resize_square
 from laco_runtimes.prompt import PromptTemplate
 
@@ -27,9 +28,7 @@ def write_pixels(
     if path.exists():
         return
     temporary = path.with_name(f".{path.name}.tmp")
-    array = np.lib.format.open_memmap(
-        temporary, mode="w+", dtype=np.uint8, shape=(len(samples), size, size, 3)
-    )
+    array = disk_array(temporary, np.uint8, (len(samples), size, size, 3))
     for index, sample in enumerate(samples):
         array[index] = resize_square(load_image(sample.image), size)
         progress(index + 1, len(samples))
