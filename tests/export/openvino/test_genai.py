@@ -28,6 +28,7 @@ from tests.export.openvino.work import (
     Source,
     finish,
 )
+from tests.genai_pipelines import kept
 
 EXACT = Precisions("fp32", "fp32")
 TOKENS = 8
@@ -43,7 +44,7 @@ def pipeline(bundle: Compiled, request: pytest.FixtureRequest) -> Any:
     """One attention backend. An explicit PA never falls back: openvino_genai raises instead."""
     import_openvino()
     genai = pytest.importorskip("openvino_genai")
-    return genai.VLMPipeline(bundle.folder, "CPU", ATTENTION_BACKEND=request.param)
+    return kept(genai.VLMPipeline(bundle.folder, "CPU", ATTENTION_BACKEND=request.param))
 
 
 @pytest.fixture(scope="module")
