@@ -44,6 +44,7 @@ def pytest_report_header() -> list[str]:
     return [f"packages: {', '.join(found)}", f"threads: {os.environ['OMP_NUM_THREADS']}"]
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """For `pytest -n`: a file stays on one worker, and so do all that share the dearest exports."""
     if config.pluginmanager.hasplugin("xdist"):

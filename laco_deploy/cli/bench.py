@@ -74,8 +74,8 @@ def bench(
     repeat
         A `bench.json`: measure the same again. Options given beside it replace its own.
     quick
-        An answer in less than 20 seconds: fewer rounds, shorter answers, times alone. A variant
-        for which there is no time is left out.
+        An answer in less than 20 seconds: fewer rounds, shorter answers, times alone. Variants and
+        rounds for which there is no time are left out; loading and a first request always happen.
     image
         Image file; left out, a synthetic picture of 640x480 pixels. Only preprocessing takes longer
         for a larger one.

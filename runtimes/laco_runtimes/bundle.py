@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -210,24 +210,22 @@ def parse_manifest(text: bytes, root: Path) -> Manifest:
     return manifest
 
 
-def _check_files(root: Path, entries: Iterable[FileEntry], found: Mapping[str, Path]) -> None:
+def _check_files(root: Path, entries: Sequence[FileEntry], found: Mapping[str, Path]) -> None:
     """Check the size of every file, then its SHA-256; files side by side, as hashing is the longest
     part of opening a bundle of gigabytes and leaves the interpreter free."""
 
-    def is_as_sealed(entry: FileEntry) -> bool:
-        return _sha256(found[entry.path]) == entry.sha256
-
-    entries = sorted(entries, key=lambda entry: entry.size, reverse=True)
-    same = [found[entry.path].stat().st_size == entry.size for entry in entries]
-    if all(same):
+    changed = {one.path for one in entries if found[one.path].stat().st_size != one.size}
+    if not changed:
+        largest_first = sorted(entries, key=lambda one: one.size, reverse=True)
         with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
-            same = list(pool.map(is_as_sealed, entries))
-    for entry, is_same in zip(entries, same, strict=True):
-        if not is_same:
-            raise BundleError(
-                f"file {entry.path!r} of '{root}' is not the one that was exported. "
-                "Copy or export the bundle again."
-            )
+            hashes = pool.map(lambda one: _sha256(found[one.path]), largest_first)
+            pairs = zip(largest_first, hashes, strict=True)
+            changed = {one.path for one, digest in pairs if digest != one.sha256}
+    if changed:
+        raise BundleError(
+            f"file {min(changed)!r} of '{root}' is not the one that was exported. "
+            "Copy or export the bundle again."
+        )
 
 
 def _check_graphs(root: Path, manifest: Manifest) -> tuple[str, ...]:
