@@ -151,6 +151,21 @@ def test_the_engine_joins_layers_of_the_file_and_its_logits_stay(
     np.testing.assert_allclose(logits[1], logits[0], atol=1e-5 * np.abs(logits[0]).max())
 
 
+def test_int8_activations_round_everything_but_pixels(compiled: Compile) -> None:
+    model = openvino_core().read_model(compiled(ACTIVATIONS).file("vision_encoder"))
+    [pixels] = model.inputs
+    readers = [port.get_node().get_type_name() for port in pixels.get_target_inputs()]
+    assert readers == ["Convolution"]
+    rounded = [
+        port.get_node().get_type_name()
+        for node in model.get_ops()
+        if node.get_type_name() == "FakeQuantize"
+        for port in node.output(0).get_target_inputs()
+    ]
+    assert "MatMul" in rounded
+    assert "Convolution" not in rounded
+
+
 def test_int8_activations_without_calibration_images_are_refused(
     tiny: Source, tmp_path: Path
 ) -> None:
