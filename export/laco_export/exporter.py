@@ -192,7 +192,7 @@ class _Export:
         graphs = len(job.variants) + 2
         asked = len(job.parity_samples)
         compared = asked + len(job.variants) - 1 if self.unverified is None else 0
-        reference = asked + min(job.plan.pytorch, asked) + 1 if asked else 0  # 1: ask PyTorch
+        reference = asked + 1 if asked else 0  # 1: ask PyTorch
         return 2 * graphs + reference + compared + 1
 
     def _foretell(self) -> None:

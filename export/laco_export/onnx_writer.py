@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from onnxscript import ir, optimizer
+from onnxscript.rewriter import onnx_fusions
 from torch import Tensor, nn
 
 from laco_export.model_file import save_model
@@ -79,6 +80,7 @@ def write_graph(
     _transpose_when_written(model.graph)
     # torch folds small constants only; a position table of 1024 x 1024 is looked up at run time.
     optimizer.optimize(model, input_size_limit=NO_LIMIT, output_size_limit=NO_LIMIT)
+    onnx_fusions.fuse(model)  # RMSNormalization from its parts
     set_static_reshapes(model.graph)
     pad_for_constant_tokens(model)
     # The tracer notes its Python stack at every node, with the paths of the machine it ran on.
@@ -113,6 +115,7 @@ def _trace(module: nn.Module, spec: GraphSpec, opset: int) -> ir.Model:
                 module.eval(),
                 tuple(_example(one) for one in spec.inputs),
                 dynamo=True,
+                optimize=False,  # done once, by us, without a limit of size
                 opset_version=opset,
                 dynamic_shapes=_nested(module, shapes),
                 input_names=[one.name for one in spec.inputs],

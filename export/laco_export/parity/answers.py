@@ -122,8 +122,8 @@ def ask_engine(
         asked: the questions.
         folder: where to write; made.
         step: called after each image.
-        forced: tokens to feed back whatever it would say itself, [answers, tokens]. None lets it
-            answer freely: the likeliest token each time, past any stop token.
+        forced: tokens to feed back whatever it would say itself, [answers, tokens]. None, and
+            `UNUSED` in a place, lets it answer freely: the likeliest token, past any stop token.
     """
     facts = asked.job.language
     files = AnswerFiles(
@@ -146,7 +146,9 @@ def ask_engine(
             logits = engine.language.prefill(embeds)
             for place in range(question.tokens):
                 files.logits[row, place] = logits
-                token = greedy(logits) if forced is None else int(forced[row, place])
+                token = UNUSED if forced is None else int(forced[row, place])
+                if token == UNUSED:
+                    token = greedy(logits)
                 files.tokens[row, place] = token
                 if place + 1 < question.tokens:
                     logits = engine.language.step(token)

@@ -7,14 +7,14 @@ when that memory is free again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from laco_export.job import ExportJob
-from laco_export.parity.answers import AnswerFiles, Answers, ask_engine, prompt_embeds
+from laco_export.parity.answers import AnswerFiles, Answers, prompt_embeds
 from laco_export.parity.measures import Figures, language_figures, visual_figures
 from laco_export.parity.questions import QuestionSet, token_layout
 from laco_export.parity.thresholds import ROWS
@@ -96,11 +96,7 @@ def ask_baselines(encoders: Mapping[str, ImageEncoder], asked: QuestionSet, fold
 
 
 def onnx_figures(
-    engine: LoadedEngine,
-    asked: QuestionSet,
-    theirs: Answers,
-    folder: Path,
-    step: Callable[[], None],
+    engine: LoadedEngine, asked: QuestionSet, theirs: Answers, features: Floats, logits: Floats
 ) -> Figures:
     """The fp32 graphs against what `ask_pytorch` wrote.
 
@@ -108,15 +104,14 @@ def onnx_figures(
         engine: runs the fp32 graphs.
         asked: the questions that PyTorch answered.
         theirs: its answers.
-        folder: where to write the graphs' answers; made.
-        step: called after each.
+        features: the graphs' own, behind the same tokens, [tiles, N', D].
+        logits: the graphs' own, [answers, tokens, V].
     """
-    ours = ask_engine(engine, asked, folder, step, forced=theirs.tokens)
     names = [question.name for question in asked.questions]
     lengths = [question.tokens for question in asked.questions]
-    visual = visual_figures(theirs.features, ours.features, asked.tile_names)
+    visual = visual_figures(theirs.features, features, asked.tile_names)
     figures = language_figures(
-        theirs.logits, ours.logits, lengths, names, tie_margin=ROWS["fp32"].tie_margin
+        theirs.logits, logits, lengths, names, tie_margin=ROWS["fp32"].tie_margin
     )
     figures.values = {**visual.values, **figures.values}
     figures.worst = {**visual.worst, **figures.worst}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from laco_export.job import ExportJob
-from laco_export.parity.answers import Answers, ask_engine, prompt_embeds
+from laco_export.parity.answers import UNUSED, Answers, ask_engine, prompt_embeds
 from laco_export.parity.measures import cosines
 from laco_export.parity.pytorch import onnx_figures
 from laco_export.parity.questions import QuestionSet
@@ -54,7 +54,9 @@ def load_source(job: ExportJob, root: Path, threads: int | None = None) -> Loade
 def ask_reference(
     asked: QuestionSet, root: Path, pytorch: Answers, work: Path, step: Callable[[], None]
 ) -> ReferenceResult:
-    """Ask the fp32 graphs everything, after they were held against PyTorch.
+    """Ask the fp32 graphs everything, and hold them against PyTorch where it has answered.
+
+    There they are fed its tokens, so that no question is asked twice.
 
     Args:
         asked: all questions.
@@ -68,10 +70,15 @@ def ask_reference(
     """
     engine = load_source(asked.job, root)
     few = asked.some(asked.job.plan.pytorch)
-    figures = onnx_figures(engine, few, pytorch, work / "onnx", step)
+    rows = [asked.answered.index(place) for place in few.places]
+    forced = np.full((len(asked.answered), asked.longest), UNUSED)
+    forced[rows, : few.longest] = pytorch.tokens
+    answers = ask_engine(engine, asked, work / "reference", step, forced=forced)
+    features = np.concatenate([answers.features[asked.rows(place)] for place in few.places])
+    logits = answers.logits[rows, : few.longest]
+    figures = onnx_figures(engine, few, pytorch, features, logits)
     checks = judge("onnx", figures, ONNX_LIMITS)
     require(checks, "onnxruntime", figures.worst)
-    answers = ask_engine(engine, asked, work / "reference", step)
     once, again = _look(engine, asked), _look(engine, asked)
     del engine  # its memory, before the other is loaded
     alone = _look(load_source(asked.job, root, threads=1), asked)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from laco_export.precision import Module, Precisions
 from laco_export.targets.openvino import TARGET
-from laco_export.targets.openvino_quantize import int4_weights
+from laco_export.targets.openvino_quantize import int4_weights, int8_activations
 from laco_runtimes.engines import openvino as engine
 from laco_runtimes.engines.openvino import import_openvino, openvino_core
 from laco_runtimes.engines.openvino_joined import join_layers
@@ -25,6 +27,9 @@ from tests.export.openvino.work import (
     logits_along,
     request_for,
 )
+
+if TYPE_CHECKING:
+    from openvino import Model
 
 EXACT = Precisions("fp32", "fp32")
 FLOATS16 = Precisions("fp16", "fp16")
@@ -164,6 +169,42 @@ def test_int8_activations_round_everything_but_pixels(compiled: Compile) -> None
     ]
     assert "MatMul" in rounded
     assert "Convolution" not in rounded
+
+
+def test_ranges_of_weights_are_found_by_kernels_and_not_while_compiling(
+    tiny: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO folds them number by number: half a minute of a full-size encoder."""
+    openvino = import_openvino()
+    from openvino import opset13 as ops
+
+    asked, ran = set[str](), set[str]()
+    compile_model = openvino.Core.compile_model
+
+    def spied(self: object, model: Model, *arguments: object, **options: object) -> object:
+        for node in model.get_ops():
+            sources = [value.get_node().get_type_name() for value in node.input_values()]
+            if sources and set(sources) == {"Constant"}:
+                asked.add(node.get_friendly_name())
+        compiled = compile_model(self, model, *arguments, **options)
+        for node in compiled.get_runtime_model().get_ops():
+            ran.update(node.get_rt_info()["originalLayersNames"].astype(str).split(","))
+        return compiled
+
+    generator = np.random.default_rng(0)
+    weights = [generator.normal(size=(16, 16)).astype(np.float32) for _ in range(3)]
+    pixels = ops.parameter([1, 1, 4, 16], openvino.Type.f32)
+    first, second, third = (ops.constant(weight) for weight in weights)
+    hidden = ops.relu(ops.matmul(pixels, first, False, True))
+    hidden = ops.relu(ops.matmul(hidden, second, False, True))
+    model = openvino.Model([ops.matmul(hidden, third, False, True)], [pixels])
+    np.save(tmp_path / "images.npy", generator.normal(size=(2, 1, 4, 16)).astype(np.float32))
+    request = request_for(tiny, tmp_path, "vision_encoder", "int8")
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino.Core, "compile_model", spied)
+        int8_activations(model, replace(request, calibration=tmp_path / "images.npy"))
+    assert len(asked) >= 2  # one or more of each layer but the one that reads pixels
+    assert asked <= ran
 
 
 def test_int8_activations_without_calibration_images_are_refused(
