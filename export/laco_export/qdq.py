@@ -154,8 +154,16 @@ def quantize_table(source: Path, path: Path, half: HalfName) -> None:
 
 
 def products(graph: ir.Graph) -> Iterator[Product]:
-    """Products of an activation with a constant matrix [K, N], in their order."""
+    """Products of an activation with a constant matrix [K, N], in their order.
+
+    Without those that make a smaller image of the pixels: they are no layers, and what they round
+    all patches would have in common.
+    """
+    pixels = {value for value in graph.inputs if value.name == "pixel_values"}
     for node in graph:
+        if node.op_type in ("MatMul", "Transpose") and node.inputs[0] in pixels:
+            pixels.update(node.outputs)
+            continue
         if node.op_type != "MatMul":
             continue
         left, right = node.inputs

@@ -46,6 +46,14 @@ def test_check_8_encoders_give_the_visual_tokens_of_the_float32_graph(
     assert ((rows * others).sum(1) / lengths).min() > COSINES[precision]
 
 
+def test_a_baseline_makes_its_image_smaller_in_floats(tiny: Tiny) -> None:
+    smaller, whole = (
+        [one.name for one in products(ir.load(tiny.fp32(f"vision_encoder.{name}")).graph)]
+        for name in ("downsampled", "uncompressed")
+    )
+    assert smaller == whole  # the layers of the tower, and not the two products that scale pixels
+
+
 @pytest.mark.parametrize("precision", DIVERGENCES)
 def test_check_8_decoders_give_the_next_tokens_of_the_float32_graph(
     tiny: Tiny, precision: str
