@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from laco_export.calibration import calibration_images, write_calibration
+from laco_export.calibration import CALIBRATED, calibration_images, write_calibration
 from laco_export.card import model_card
 from laco_export.choices import choose
 from laco_export.job import ExportJob
@@ -148,7 +148,7 @@ class _Export:
     def run(self, candidates: tuple[Precisions, ...], out: Path) -> ExportResult:
         """All stages, in order."""
         job, root, work = self.job, self.root, self.work
-        self._foretell()
+        self._foretell(candidates)
         for name, source in job.files.items():
             shutil.copyfile(source, root / name)
         asked = None
@@ -195,11 +195,12 @@ class _Export:
         reference = asked + 1 if asked else 0  # 1: ask PyTorch
         return 2 * graphs + reference + compared + 1
 
-    def _foretell(self) -> None:
+    def _foretell(self, candidates: tuple[Precisions, ...]) -> None:
         """Say how much memory it will take, where that is much."""
         if not self.runner.apart:
             return
-        expected, available = forecast(self.job), available_bytes()
+        calibrated = any(one.vision in CALIBRATED for one in candidates)
+        expected, available = forecast(self.job, calibrated=calibrated), available_bytes()
         there = "" if available is None else f"; {readable(available)} are available"
         logger.info("the export will take about %s of memory%s", expected, there)
         if available is not None and expected.peak > available:
