@@ -40,8 +40,8 @@ def forecast(job: ExportJob, *, calibrated: bool = False) -> Forecast:
     """What an export of this job will take.
 
     The factors are estimates, from OpenVINO. Compiling to int8: 4.9 GB for a decoder of 0.5 billion
-    weights (2 GB); with activations 5.6 to 6.6 GB for AIMv2-Large (1.2 GB), 7.0 GB for
-    SigLIP-SO400M (1.7 GB).
+    weights (2 GB); with activations 5.6 GB for AIMv2-Large (1.2 GB), 7.0 GB for SigLIP-SO400M
+    (1.7 GB).
 
     Args:
         job: what to export.

@@ -80,12 +80,12 @@ def test_more_weights_take_more_memory_and_stages_apart_less_than_all_at_once(
     assert expected.peak > 4 * full.size.total > forecast(job).peak
     assert expected.peak < 3 * 4 * full.size.total
     assert readable(expected.peak) in str(expected)
-    # AIMv2-Large and SigLIP-SO400M took 6.6 and 7.0 GB.
-    measured = {310_000_000: 6.6e9, 428_000_000: 7.0e9}
+    # AIMv2-Large and SigLIP-SO400M took 5.6 and 7.0 GB.
+    measured = {310_000_000: 5.6e9, 428_000_000: 7.0e9}
     for weights, peak in measured.items():
         size = ModelSize(weights, 136_000_000, 494_000_000)
         foretold = forecast(replace(job, size=size), calibrated=True).peak
-        assert 0.9 * peak < foretold < 1.3 * peak
+        assert peak < foretold < 1.3 * peak
 
 
 def test_memory_is_read_from_the_system() -> None:

@@ -13,7 +13,7 @@ from laco_export.parity.answers import UNUSED, Answers, ask_engine, prompt_embed
 from laco_export.parity.measures import cosines
 from laco_export.parity.pytorch import onnx_figures
 from laco_export.parity.questions import QuestionSet
-from laco_export.parity.thresholds import onnx_limits
+from laco_export.parity.thresholds import ONNX_LIMITS
 from laco_export.parity.verdict import judge, require
 from laco_export.protocols import Floats
 from laco_runtimes.engines import load_engine
@@ -77,7 +77,7 @@ def ask_reference(
     features = np.concatenate([answers.features[asked.rows(place)] for place in few.places])
     logits = answers.logits[rows, : few.longest]
     figures = onnx_figures(engine, few, pytorch, features, logits)
-    checks = judge("onnx", figures, onnx_limits(float(np.abs(pytorch.logits).max())))
+    checks = judge("onnx", figures, ONNX_LIMITS)
     require(checks, "onnxruntime", figures.worst)
     once, again = _look(engine, asked), _look(engine, asked)
     del engine  # its memory, before the other is loaded

@@ -74,24 +74,13 @@ ROWS: dict[str, Row] = {
 }
 """Strictest first."""
 
-LOGITS_MAX = 1e-4
-"""Of any logit of the fp32 graphs on ONNX Runtime's CPU against PyTorch."""
-
-LOGITS_ROUNDING = 2e-5
-"""The same as a share of the largest logit. Rounding grows with the numbers: two engines in float32
-were 1.25e-5 of a largest logit of 10 apart in a model of random weights."""
-
-
-def onnx_limits(largest_logit: float) -> dict[str, Limit]:
-    """Of the fp32 graphs on ONNX Runtime's CPU against PyTorch.
-
-    Args:
-        largest_logit: of PyTorch's answers, without its sign.
-    """
-    logits: Limit = ("at most", max(LOGITS_MAX, LOGITS_ROUNDING * largest_logit))
-    row = ROWS["fp32"]
-    return {**row.visual, **row.language, "logits_max": logits, "cache_max": logits}
-
+ONNX_LIMITS: dict[str, Limit] = {
+    **ROWS["fp32"].visual,
+    **ROWS["fp32"].language,
+    "logits_max": ("at most", 1e-4),
+    "cache_max": ("at most", 1e-4),
+}
+"""Of the fp32 graphs on ONNX Runtime's CPU against PyTorch."""
 
 PIXELS_MAX = 1e-6
 """Largest difference of a pixel value from the checkpoint's own processor."""
@@ -118,14 +107,4 @@ def language_row(precisions: Precisions) -> Row:
     return ROWS[max((_ROW_OF[precisions.vision], _ROW_OF[precisions.llm]), key=order.index)]
 
 
-__all__ = [
-    "LOGITS_MAX",
-    "LOGITS_ROUNDING",
-    "PIXELS_MAX",
-    "ROWS",
-    "Limit",
-    "Row",
-    "language_row",
-    "onnx_limits",
-    "visual_row",
-]
+__all__ = ["ONNX_LIMITS", "PIXELS_MAX", "ROWS", "Limit", "Row", "language_row", "visual_row"]
