@@ -24,7 +24,7 @@ import numpy as np
 
 from laco_deploy.model.presets import LANGUAGE_PRESETS, VISION_PRESETS, find_preset
 from laco_runtimes.bundle import write_atomic
-from laco_runtimes.engines.openvino import openvino_core
+from laco_runtimes.engines.openvino import openvino_core, prepare_encoder
 from laco_runtimes.errors import LacoError
 from laco_runtimes.manifest import LanguageFacts, VisionFacts
 
@@ -123,7 +123,9 @@ def loaded(name: str, path: Path, threads: int | None, profile: bool) -> Encoder
         config["INFERENCE_NUM_THREADS"] = threads
     if profile:
         config["PERF_COUNT"] = True
-    return Encoder(name, core.compile_model(path, "CPU", config).create_infer_request())
+    model = core.read_model(path)
+    prepare_encoder(core, model)
+    return Encoder(name, core.compile_model(model, "CPU", config).create_infer_request())
 
 
 def measure(

@@ -117,6 +117,7 @@ def int8_activations(model: Model, request: CompileRequest) -> Model:
         )
     nncf = import_nncf()
     images = np.load(request.calibration, mmap_mode="r", allow_pickle=False)  # [images, 3, S, S]
+    _outputs_first(model)
     with _quiet(), _ranges_of_weights_by_numpy():
         return nncf.quantize(
             model,
@@ -124,7 +125,7 @@ def int8_activations(model: Model, request: CompileRequest) -> Model:
             model_type=nncf.ModelType.TRANSFORMER,
             target_device=nncf.TargetDevice.CPU,
             subset_size=len(images),
-            ignored_scope=nncf.IgnoredScope(names=_readers_of_pixels(model)),
+            ignored_scope=nncf.IgnoredScope(names=_readers_of_pixels(model) + _attentions(model)),
             # Weights of 7 bits in all layers, not only the first: a CPU without VNNI adds products
             # in pairs of 16 bits, which overflow with 8.
             advanced_parameters=nncf.AdvancedQuantizationParameters(
@@ -193,6 +194,15 @@ def _readers_of_pixels(model: Model) -> list[str]:
             if reader.get_type_name() in ("MatMul", "Transpose"):  # still an image
                 pixels += reader.outputs()
     return names
+
+
+def _attentions(model: Model) -> list[str]:
+    """Their names. A CPU computes attention in floats; rounded inputs only take it apart."""
+    return [
+        node.get_friendly_name()
+        for node in model.get_ordered_ops()
+        if node.get_type_name() == "ScaledDotProductAttention"
+    ]
 
 
 def _smoothing() -> object:

@@ -26,6 +26,7 @@ from laco_runtimes.engines.openvino_graph import embedding_rows, keep_positions
 from laco_runtimes.engines.openvino_joined import join_layers
 from laco_runtimes.engines.openvino_language import RETRY, Embed, Inference
 from laco_runtimes.engines.openvino_paged import PagedLanguage, page_attention
+from laco_runtimes.engines.openvino_pointwise import convolve_layers, gemm_is_slow
 from laco_runtimes.engines.openvino_stateful import StatefulLanguage
 from laco_runtimes.errors import ArgumentError, EngineError
 
@@ -131,7 +132,15 @@ def _load_on(core: Core, request: LoadRequest, device: str, reason: str) -> Load
 
     tokens = request.variant.tokens_per_tile
     encoder = graphs.vision_encoder(manifest.vision.image_size, tokens, facts.hidden_size)
-    vision = _Vision(make(request.variant.vision_encoder, encoder))
+
+    def make_encoder() -> InferRequest:
+        model = read(request.variant.vision_encoder, encoder)
+        if device == "CPU":
+            with engine_errors(f"preparing {encoder.name} for OpenVINO", RETRY):
+                prepare_encoder(core, model)
+        return compiled(model, request.variant.vision_encoder, encoder)
+
+    vision = Vision(make_encoder)
 
     table = graphs.embed_tokens(facts.hidden_size)
     embed = embedding_rows(read(manifest.embed_tokens, table)) or _inferred(
@@ -168,6 +177,17 @@ def _load_on(core: Core, request: LoadRequest, device: str, reason: str) -> Load
     )
 
 
+def prepare_encoder(core: Core, graph: Model) -> None:
+    """What is done to a vision encoder for the CPU; `graph` itself is changed.
+
+    One whose 8-bit layers become convolutions encodes one tile at a time afterwards, as the plugin
+    needs a known batch to leave images where they are.
+    """
+    [pixels] = graph.inputs
+    if gemm_is_slow(core) and convolve_layers(graph):
+        graph.reshape([1, *(int(size.get_length()) for size in list(pixels.partial_shape)[1:])])
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A decoder as it is compiled."""
@@ -200,14 +220,20 @@ def _compute_hint(core: Core, device: str, precision: str) -> dict[str, str]:
     return {"INFERENCE_PRECISION_HINT": hint}
 
 
-class _Vision:
+class Vision:
+    """An encoder that takes all tiles at once, or one at a time where its graph does."""
+
     def __init__(self, make: Callable[[], InferRequest]) -> None:
         self._graph = Inference(make)
 
     def encode(self, pixel_values: Floats) -> Floats:
+        """See `VisionEncoder`."""
         with engine_errors("encoding the image with OpenVINO", RETRY):
             pixels = np.ascontiguousarray(pixel_values, np.float32)
-            return self._graph.run({"pixel_values": pixels}, "image_features")
+            whole = self._graph.request().get_compiled_model().inputs[0].partial_shape.is_dynamic
+            parts = [pixels] if whole else np.split(pixels, len(pixels))
+            found = [self._graph.run({"pixel_values": part}, "image_features") for part in parts]
+            return found[0] if whole else np.concatenate(found)
 
 
 def _inferred(make: Callable[[], InferRequest]) -> Embed:
@@ -222,4 +248,4 @@ def _inferred(make: Callable[[], InferRequest]) -> Embed:
     return embed
 
 
-__all__ = ["import_openvino", "load", "openvino_core", "prepare_decoder"]
+__all__ = ["import_openvino", "load", "openvino_core", "prepare_decoder", "prepare_encoder"]
