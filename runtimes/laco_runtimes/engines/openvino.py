@@ -183,6 +183,8 @@ def prepare_encoder(core: Core, graph: Model) -> None:
     One whose 8-bit layers become convolutions encodes one tile at a time afterwards, as the plugin
     needs a known batch to leave images where they are.
     """
+    if not any(node.get_type_name() == "FakeQuantize" for node in graph.get_ops()):
+        return  # nothing is rounded
     [pixels] = graph.inputs
     if gemm_is_slow(core) and convolve_layers(graph):
         graph.reshape([1, *(int(size.get_length()) for size in list(pixels.partial_shape)[1:])])

@@ -44,11 +44,12 @@ def gemm_is_slow(core: Core) -> bool:
     weight = ops.multiply(ops.convert(bytes_, "f32"), ops.constant(np.full((width, 1), 0.5, "f4")))
     layer = ops.matmul(ops.fake_quantize(rows, *bounds, 256), weight, False, True)
     compiled = core.compile_model(Model([layer], [rows]), "CPU", {})
-    kernels = [
-        node.get_rt_info()["primitiveType"].astype(str)
-        for node in compiled.get_runtime_model().get_ordered_ops()
-    ]
-    return any(kernel.startswith(SLOW_KERNEL) for kernel in kernels)
+    return any(
+        info["primitiveType"].astype(str).startswith(SLOW_KERNEL)
+        for node in compiled.get_runtime_model().get_ops()
+        for info in [node.get_rt_info()]
+        if "primitiveType" in info
+    )
 
 
 def convolve_layers(model: Model) -> int:
