@@ -198,7 +198,11 @@ def _readers_of_pixels(model: Model) -> list[str]:
 
 
 def _attentions(model: Model) -> list[str]:
-    """Their names. A CPU computes attention in floats; rounded inputs only take it apart."""
+    """Their names: their inputs stay in floats.
+
+    Rounded ones take attention apart where there is no VNNI: 0.39 s of AIMv2-Large's encoder in
+    place of 0.30 (not measured elsewhere).
+    """
     return [
         node.get_friendly_name()
         for node in model.get_ordered_ops()
