@@ -91,6 +91,24 @@ def test_convolutions_give_the_same_numbers(turned: bool) -> None:
     assert np.abs(one - two).mean() < 1e-3 * np.abs(one).mean()
 
 
+@pytest.mark.parametrize("turned", [False, True], ids=["of inputs", "of outputs"])
+def test_a_scale_of_one_dimension_is_broadcast_as_it_was(turned: bool) -> None:
+    random = np.random.default_rng(0)
+    stored = ops.constant(random.integers(-63, 64, (WIDTH, WIDTH)).astype(np.int8))
+    scale = ops.constant(random.uniform(SCALE / 2, SCALE, WIDTH).astype(np.float32))
+    models = []
+    for _ in range(2):
+        source = ops.parameter([-1, TOKENS, WIDTH], ov.Type.f32, name="x")
+        source.output(0).set_names({"x"})
+        scaled = ops.multiply(ops.convert(stored, "f32"), scale)
+        end = ops.matmul(rounded(source), scaled, False, not turned)
+        end.output(0).set_names({"y"})
+        models.append(ov.Model([end], [source]))
+    assert convolve_layers(models[1]) == 1
+    one, two = map(outputs, models)
+    assert np.abs(one - two).max() < 1e-5 * np.abs(one).max()
+
+
 def test_the_layers_of_an_mlp_follow_one_another_as_images() -> None:
     model = block()
     convolve_layers(model)

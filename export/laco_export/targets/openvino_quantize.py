@@ -135,7 +135,7 @@ def int8_activations(model: Model, request: CompileRequest) -> Model:
                 smooth_quant_alphas=_smoothing(),
             ),
         )
-    _outputs_first(model)  # a quarter of the bytes that it were before
+    _outputs_first(model)  # now, when weights have a quarter of the bytes
     return model
 
 

@@ -250,4 +250,11 @@ def _inferred(make: Callable[[], InferRequest]) -> Embed:
     return embed
 
 
-__all__ = ["import_openvino", "load", "openvino_core", "prepare_decoder", "prepare_encoder"]
+__all__ = [
+    "Vision",
+    "import_openvino",
+    "load",
+    "openvino_core",
+    "prepare_decoder",
+    "prepare_encoder",
+]

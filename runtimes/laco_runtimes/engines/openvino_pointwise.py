@@ -256,12 +256,13 @@ def _as_filters(weight: Node, *, turned: bool) -> Node:
 def _filters(constant: Node, *, turned: bool) -> Node:
     from openvino import opset13 as ops
 
-    shape = [int(size) for size in constant.get_output_shape(0)]
-    if turned and len(shape) == 2:
-        constant = ops.transpose(constant, ops.constant(np.array([1, 0])))
-        shape.reverse()
-    rows = shape[0] if shape else 1
-    filters = ops.constant(np.array([rows, int(np.prod(shape)) // rows, 1, 1]))
+    stored = [int(size) for size in constant.get_output_shape(0)]
+    rows, columns = [1] * (2 - len(stored)) + stored  # as it is broadcast
+    if turned:
+        rows, columns = columns, rows
+        if len(stored) == 2:
+            constant = ops.transpose(constant, ops.constant(np.array([1, 0])))
+    filters = ops.constant(np.array([rows, columns, 1, 1]))
     return ops.reshape(constant, filters, special_zero=False)
 
 
