@@ -24,7 +24,7 @@ import numpy as np
 
 from laco_deploy.model.presets import LANGUAGE_PRESETS, VISION_PRESETS, find_preset
 from laco_runtimes.bundle import write_atomic
-from laco_runtimes.engines.openvino import openvino_core, prepare_encoder
+from laco_runtimes.engines.openvino import latency_config, openvino_core, prepare_encoder
 from laco_runtimes.errors import LacoError
 from laco_runtimes.manifest import LanguageFacts, VisionFacts
 
@@ -118,7 +118,7 @@ def compile_encoder(folder: Path, precision: str, images: int) -> Path:
 def loaded(name: str, path: Path, threads: int | None, profile: bool) -> Encoder:
     """Compiled for the CPU as the engine does it."""
     core = openvino_core()
-    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    config: dict[str, Any] = latency_config(core, "CPU")
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
     if profile:

@@ -25,7 +25,7 @@ from laco_deploy.benchmark.rates import measure_rates
 from laco_runtimes.bundle import Bundle, open_bundle
 from laco_runtimes.engines import load_engine
 from laco_runtimes.engines.base import Floats, LoadRequest
-from laco_runtimes.engines.openvino import openvino_core, prepare_decoder
+from laco_runtimes.engines.openvino import latency_config, openvino_core, prepare_decoder
 from laco_runtimes.engines.openvino_language import Embed
 from laco_runtimes.engines.openvino_paged import PagedLanguage
 from laco_runtimes.engines.openvino_stateful import StatefulLanguage
@@ -99,11 +99,11 @@ class Profiled:
 
     def __init__(self, bundle: Bundle, embed: Embed) -> None:
         facts, self.runs = bundle.manifest.language, 0
-        graph = openvino_core().read_model(bundle.root / bundle.manifest.decoder)
-        prepared = prepare_decoder(graph, facts.layers)
-        compiled = openvino_core().compile_model(
-            prepared.model, "CPU", {**CONFIG, "PERF_COUNT": True}
-        )
+        core = openvino_core()
+        graph = core.read_model(bundle.root / bundle.manifest.decoder)
+        prepared = prepare_decoder(core, graph, facts.layers)
+        config = {**latency_config(core, "CPU"), "PERF_COUNT": True}
+        compiled = core.compile_model(prepared.model, "CPU", config)
         self._request = compiled.create_infer_request()
         kind = (
             PagedLanguage if prepared.paged else partial(StatefulLanguage, scores=prepared.scores)

@@ -191,11 +191,32 @@ def test_openvino_computes_fp32_graphs_and_their_cache_in_float32(
     for _, config in gpu.compiled:
         assert config == {
             "PERFORMANCE_HINT": "LATENCY",
+            "TBB_PARTITIONER": "AUTO",
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": "2",
         }
     # The cache's type stands in the file, for openvino_genai too.
     assert gpu.caches[-1] == "f32"
+
+
+@pytest.mark.parametrize(
+    ("device", "known", "asked"),
+    [("CPU", True, "AUTO"), ("CPU", False, None), ("GPU.0", True, None)],
+)
+def test_openvino_divides_kernels_as_threads_come_where_its_cpu_plugin_can(
+    openvino_bundle: Bundle, gpu: type[CoreWithGpu], device: str, known: bool, asked: str | None
+) -> None:
+    """Another build refuses a property that it does not know, and the model would not load."""
+
+    def get_property(core: CoreWithGpu, device: str, name: str) -> Any:
+        found = core._core.get_property("CPU", name)
+        if name == "SUPPORTED_PROPERTIES" and not known:
+            return [one for one in found if one != "TBB_PARTITIONER"]
+        return found
+
+    gpu.get_property = get_property  # type: ignore[method-assign]
+    load_engine(request_for(openvino_bundle, device=device))
+    assert [config.get("TBB_PARTITIONER") for _, config in gpu.compiled] == [asked, asked]
 
 
 def test_openvino_leaves_the_precision_of_other_weights_to_the_device(

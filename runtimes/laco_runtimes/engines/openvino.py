@@ -23,6 +23,7 @@ from laco_runtimes.engines.base import (
     engine_errors,
 )
 from laco_runtimes.engines.openvino_graph import embedding_rows, keep_positions
+from laco_runtimes.engines.openvino_head import convolve_head
 from laco_runtimes.engines.openvino_joined import join_layers
 from laco_runtimes.engines.openvino_language import RETRY, Embed, Inference
 from laco_runtimes.engines.openvino_paged import PagedLanguage, page_attention
@@ -39,6 +40,9 @@ COMPUTE = {"fp32": ("f32", "FP32"), "fp16": ("f16", "FP16"), "bf16": ("bf16", "B
 A device without it, and weights of 8 and 4 bits, leave the choice to OpenVINO: 32-bit floats on a
 CPU that has nothing faster. The type of the KV cache is in the decoder itself (`runtime_options`).
 """
+
+PARTITIONER = "TBB_PARTITIONER"
+"""How a kernel is divided among threads; not every build of OpenVINO has a choice."""
 
 
 def import_openvino() -> ModuleType:
@@ -120,7 +124,7 @@ def _load_on(core: Core, request: LoadRequest, device: str, reason: str) -> Load
         return model
 
     def compiled(model: Model, path: str, spec: graphs.GraphSpec) -> InferRequest:
-        config = {"PERFORMANCE_HINT": "LATENCY"}
+        config = latency_config(core, device)
         config |= _compute_hint(core, device, manifest.precision[spec.name])
         if request.threads is not None:
             config["INFERENCE_NUM_THREADS"] = str(request.threads)
@@ -154,7 +158,7 @@ def _load_on(core: Core, request: LoadRequest, device: str, reason: str) -> Load
         if device != "CPU":
             return Prepared(graph)  # as its authors test it
         with engine_errors(f"preparing decoder ('{manifest.decoder}') for OpenVINO", RETRY):
-            return prepare_decoder(graph, facts.layers, paged=paged)
+            return prepare_decoder(core, graph, facts.layers, paged=paged)
 
     ready = [prepared(paged=True)]
     scores, paged = ready[0].scores, ready[0].paged
@@ -201,10 +205,11 @@ class Prepared:
     """Its KV cache lies in blocks outside of it."""
 
 
-def prepare_decoder(graph: Model, layers: int, *, paged: bool = True) -> Prepared:
+def prepare_decoder(core: Core, graph: Model, layers: int, *, paged: bool = True) -> Prepared:
     """What is done to a decoder for the CPU; `graph` itself is changed.
 
     Args:
+        core: that compiles it.
         graph: as it was read.
         layers: of the decoder.
         paged: put its cache into blocks, where that can be done.
@@ -212,7 +217,23 @@ def prepare_decoder(graph: Model, layers: int, *, paged: bool = True) -> Prepare
     scores = keep_positions(graph)
     join_layers(graph)
     copy = page_attention(graph, layers) if paged and scores else None
-    return Prepared(graph, scores) if copy is None else Prepared(copy, scores=True, paged=True)
+    if copy is None:
+        return Prepared(graph, scores)
+    convolve_head(core, copy)
+    return Prepared(copy, scores=True, paged=True)
+
+
+def latency_config(core: Core, device: str) -> dict[str, str]:
+    """How every graph is compiled.
+
+    OpenVINO gives each thread its share of a kernel beforehand and waits for the last of them; told
+    to divide it as threads come, which its CPU plugin can, an encoding or a prefill takes a twelfth
+    less on two cores that other work uses too (docs/runtime.md).
+    """
+    config = {"PERFORMANCE_HINT": "LATENCY"}
+    if device == "CPU" and PARTITIONER in core.get_property(device, "SUPPORTED_PROPERTIES"):
+        config[PARTITIONER] = "AUTO"
+    return config
 
 
 def _compute_hint(core: Core, device: str, precision: str) -> dict[str, str]:
@@ -253,6 +274,7 @@ def _inferred(make: Callable[[], InferRequest]) -> Embed:
 __all__ = [
     "Vision",
     "import_openvino",
+    "latency_config",
     "load",
     "openvino_core",
     "prepare_decoder",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from laco_runtimes.engines.base import Floats, check_rewind, check_room, engine_errors
 from laco_runtimes.engines.openvino_graph import FIRST_LOGIT
+from laco_runtimes.engines.openvino_head import by_position
 from laco_runtimes.engines.openvino_language import RETRY, Embed, Inference, Language
 
 if TYPE_CHECKING:
@@ -117,10 +118,10 @@ class PagedLanguage(Language):
         }
         with engine_errors("decoding with OpenVINO", RETRY):
             self._make_room(used)
-            logits: Floats = self._decoder.run(inputs, "logits")[:, 0]
+            found = self._decoder.run(inputs, "logits")
         # A pass that fails has written behind the tokens that count, and is forgotten with that.
         self._length = total
-        return logits
+        return by_position(found)
 
     def rewind(self, length: int) -> None:
         """See `LanguageModel`."""

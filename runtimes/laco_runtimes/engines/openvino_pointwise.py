@@ -97,7 +97,7 @@ class _Images:
         source = layer.input_value(0)
         turned = not layer.get_attributes()["transpose_b"]
         whole = ops.convolution(
-            self._image(source), _as_filters(weight, turned=turned), [1, 1], [0, 0], [0, 0], [1, 1]
+            self._image(source), as_filters(weight, turned=turned), [1, 1], [0, 0], [0, 0], [1, 1]
         )
         whole.set_friendly_name(layer.get_friendly_name())
         layer.output(0).replace(whole.output(0))
@@ -240,13 +240,13 @@ def _has_whole_zero(node: Node) -> bool:
     return found == [low, high] and math.isfinite(zero) and abs(zero - round(zero)) < NEAR
 
 
-def _as_filters(weight: Node, *, turned: bool) -> Node:
+def as_filters(weight: Node, *, turned: bool) -> Node:
     """Weights [N, C], or [C, N] if turned, as [N, C, 1, 1], with what is done to them."""
     from openvino import opset13 as ops
 
     if weight.get_type_name() == "Constant":
         return _filters(weight, turned=turned)
-    one, *two = (_as_filters(value.get_node(), turned=turned) for value in weight.input_values())
+    one, *two = (as_filters(value.get_node(), turned=turned) for value in weight.input_values())
     if weight.get_type_name() == "Convert":
         return ops.convert(one, weight.get_element_type().get_type_name())
     change = {"Multiply": ops.multiply, "Subtract": ops.subtract}[weight.get_type_name()]
@@ -266,4 +266,4 @@ def _filters(constant: Node, *, turned: bool) -> Node:
     return ops.reshape(constant, filters, special_zero=False)
 
 
-__all__ = ["convolve_layers", "gemm_is_slow"]
+__all__ = ["as_filters", "convolve_layers", "gemm_is_slow"]
