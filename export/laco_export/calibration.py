@@ -11,10 +11,9 @@ from laco_export.job import ExportJob
 from laco_export.parity.plan import LARGE_WEIGHTS
 from laco_export.pictures import extremes
 from laco_export.precision import Precisions
+from laco_export.targets.base import TargetType
+from laco_runtimes.errors import ArgumentError
 from laco_runtimes.images import ImageSource, load_image, preprocess
-
-CALIBRATED = ("int8", "fp8")
-"""Vision precisions that need calibration images."""
 
 IMAGES = 64
 """Images that are used, of those given; `extremes` come on top."""
@@ -40,15 +39,27 @@ def calibration_images(job: ExportJob) -> tuple[ImageSource, ...]:
     return (*given, *extremes())
 
 
-def write_calibration(job: ExportJob, precisions: Precisions, path: Path) -> Path | None:
-    """Write pixel values, `.npy` [images, 3, S, S]; None where the precision needs none.
+def check_calibration(job: ExportJob, target: TargetType, precisions: Precisions) -> None:
+    """Before anything is computed: a precision that is calibrated needs images for it.
+
+    Raises:
+        ArgumentError: there are none.
+    """
+    if precisions.vision in target.calibrated and not calibration_images(job):
+        raise ArgumentError(
+            f"the vision precision {precisions.vision!r} is calibrated on images, and none are "
+            "given, nor any to compare answers on. Name a folder with --calibration, or choose "
+            f"another of: {', '.join(target.uncalibrated)}."
+        )
+
+
+def write_calibration(job: ExportJob, path: Path) -> Path:
+    """Write pixel values, `.npy` [images, 3, S, S].
 
     Raises:
         ImageError: an image that cannot be read.
     """
     images = calibration_images(job)
-    if precisions.vision not in CALIBRATED or not images:
-        return None
     if not path.exists():
         side = job.preprocessing.image_size
         array = disk_array(path, np.float32, (len(images), 3, side, side))
@@ -58,4 +69,4 @@ def write_calibration(job: ExportJob, precisions: Precisions, path: Path) -> Pat
     return path
 
 
-__all__ = ["CALIBRATED", "calibration_images", "write_calibration"]
+__all__ = ["calibration_images", "check_calibration", "write_calibration"]

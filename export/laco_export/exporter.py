@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from laco_export.calibration import CALIBRATED, calibration_images, write_calibration
+from laco_export.calibration import calibration_images, check_calibration, write_calibration
 from laco_export.card import model_card
 from laco_export.choices import choose
 from laco_export.job import ExportJob
@@ -85,8 +85,8 @@ def export_bundle(job: ExportJob, out: Path, progress: Progress | None = None) -
         progress: told of every step.
 
     Raises:
-        ArgumentError: an unknown target, precision or option, too few parity samples, or an `out`
-            that exists and is not a bundle.
+        ArgumentError: an unknown target, precision or option, too few parity samples, no
+            images to calibrate on, or an `out` that exists and is not a bundle.
         MissingPackageError: a package is not installed.
         ExportError: a graph cannot be written or compiled.
         ParityError: the engine does not answer as PyTorch does.
@@ -100,6 +100,7 @@ def export_bundle(job: ExportJob, out: Path, progress: Progress | None = None) -
     target.check_options(job.options)
     target.check_images(job.options, job.layout)
     check_images(sum(not one.adversarial for one in job.parity_samples), job.plan)
+    check_calibration(job, target, candidates[0])
     out = out.resolve()
     check_replaceable(out)
     # The fp32 graphs, and what is compiled from them.
@@ -199,7 +200,7 @@ class _Export:
         """Say how much memory it will take, where that is much."""
         if not self.runner.apart:
             return
-        calibrated = any(one.vision in CALIBRATED for one in candidates)
+        calibrated = any(one.vision in self.target.calibrated for one in candidates)
         expected, available = forecast(self.job, calibrated=calibrated), available_bytes()
         there = "" if available is None else f"; {readable(available)} are available"
         logger.info("the export will take about %s of memory%s", expected, there)
@@ -247,7 +248,9 @@ class _Export:
         """Every graph to what the engine loads."""
         job, root = self.job, self.root
         form = self.target.form(precisions, job.language, job.options)
-        calibration = write_calibration(job, precisions, self.work / "calibration.npy")
+        calibration = None
+        if precisions.vision in self.target.calibrated:
+            calibration = write_calibration(job, self.work / "calibration.npy")
         self.calibrated = len(calibration_images(job)) if calibration else 0
 
         def made(label: str, **what: object) -> str:

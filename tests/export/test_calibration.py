@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 
 from laco_deploy.parity_data import adversarial, patterns
-from laco_export.calibration import IMAGES, LARGE_IMAGES, calibration_images, write_calibration
-from laco_export.job import ExportJob
+from laco_export.calibration import (
+    IMAGES,
+    LARGE_IMAGES,
+    calibration_images,
+    check_calibration,
+    write_calibration,
+)
+from laco_export.exporter import export_bundle
+from laco_export.job import ExportJob, Modules
 from laco_export.parity.plan import LARGE_WEIGHTS
 from laco_export.pictures import extremes
 from laco_export.precision import Precisions
+from laco_export.targets import TARGETS
+from laco_runtimes.errors import ArgumentError
 
 EXTREMES = len(extremes())
 
@@ -56,14 +65,35 @@ def test_blank_pages_alone_are_both_calibrated_on_and_compared() -> None:
     assert common == {"black", "white"}
 
 
-def test_without_images_or_need_nothing_is_written(job: ExportJob, tmp_path: Path) -> None:
-    path, needed = tmp_path / "calibration.npy", Precisions("int8", "int8")
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"])
+def test_a_precision_that_is_calibrated_needs_images(job: ExportJob, target: str) -> None:
+    row = TARGETS[target]
     none = replace(job, parity_samples=())
     assert calibration_images(none) == ()
-    assert write_calibration(none, needed, path) is None
-    some = with_samples(job, 2)
-    assert write_calibration(some, Precisions("int8w", "int8"), path) is None
-    assert not path.exists()
-    assert write_calibration(some, needed, path) == path
+    for precision in row.precisions.vision:
+        asked = Precisions(precision, row.precisions.llm[0])
+        check_calibration(with_samples(job, 1), row, asked)
+        if precision in row.calibrated:
+            with pytest.raises(ArgumentError, match=rf"'{precision}'.*--calibration.*int8w"):
+                check_calibration(none, row, asked)
+        else:
+            check_calibration(none, row, asked)
+    assert bool(row.calibrated) == (target != "onnxruntime")  # which finds scales as it goes
+
+
+@pytest.mark.parametrize("precision", ["int8", "fast"])
+def test_it_is_missed_before_any_work(job: ExportJob, precision: str, tmp_path: Path) -> None:
+    def load() -> Modules:
+        raise AssertionError("the model was loaded")
+
+    none = replace(job, target="openvino", precision=precision, parity_samples=(), load=load)
+    with pytest.raises(ArgumentError, match="--calibration"):
+        export_bundle(none, tmp_path / "engine")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pixels_are_written_as_the_encoder_takes_them(job: ExportJob, tmp_path: Path) -> None:
+    path, some = tmp_path / "calibration.npy", with_samples(job, 2)
+    assert write_calibration(some, path) == path
     side = job.preprocessing.image_size
     assert np.load(path).shape == (2 + EXTREMES, 3, side, side)

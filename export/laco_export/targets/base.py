@@ -103,6 +103,8 @@ class TargetType:
     layouts: tuple[str, ...] = ()
     """Names of the further layouts that `finish` can write."""
     precisions: PrecisionMenu
+    calibrated: tuple[str, ...] = ()
+    """Vision precisions whose ranges of activations are found on images."""
     compile: Callable[[CompileRequest], str]
     """Make what the engine loads; the path in the bundle comes back."""
     finish: Callable[[FinishRequest], None] = nothing_to_finish
@@ -110,6 +112,11 @@ class TargetType:
     check_runs: Callable[[], str | None] = always_runs
     """None, or why no engine of this target can run on this machine: then nothing can be compared
     here, and the bundle is sealed as unverified."""
+
+    @property
+    def uncalibrated(self) -> tuple[str, ...]:
+        """Vision precisions that need no images."""
+        return tuple(name for name in self.precisions.vision if name not in self.calibrated)
 
     def check_images(self, options: TargetOptions, images: ImageLayout) -> None:
         """Refuse layouts for runtimes that would show the model other tokens than it learnt.

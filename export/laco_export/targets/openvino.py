@@ -212,6 +212,7 @@ TARGET = TargetType(
         exact=Precisions("fp32", "fp32"),
         fast=(Precisions("int8", "int8"), Precisions("int8w", "int8"), Precisions("fp32", "fp32")),
     ),
+    calibrated=("int8",),
     compile=compile_graph,
     finish=write_genai_files,
 )

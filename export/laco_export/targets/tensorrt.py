@@ -164,6 +164,7 @@ def _row(product: Product) -> TargetType:
         cache_dtypes=CACHE_DTYPES,
         context=MAX_CONTEXT,
         precisions=MENU,
+        calibrated=tuple(name for name, recipe in VISION.items() if recipe.activations),
         compile=functools.partial(compile_graph, product=product.name),
         check_runs=why_no_device,
     )
