@@ -404,3 +404,47 @@ def test_the_start_of_an_onnx_slice_may_be_given(packed: bool) -> None:
 )
 def test_other_onnx_graphs_are_left_alone(model: Callable[[], bytes]) -> None:
     assert keep_onnx_positions(model()) is None
+
+
+def in_8_bits(model: Any) -> None:
+    """Give a decoder a head whose weights are stored as an export stores them."""
+    from openvino import opset13 as ops
+
+    head = model.output("logits").get_node().input_value(0).get_node()
+    width, vocabulary = (
+        int(port.get_partial_shape()[-1].get_length())
+        for port in (head.input_value(0), head.output(0))
+    )
+    stored = np.random.default_rng(3).integers(-127, 128, (vocabulary, width)).astype(np.int8)
+    scale = ops.constant(np.full((vocabulary, 1), 0.01, np.float32))
+    weight = ops.multiply(ops.convert(ops.constant(stored), "f32"), scale)
+    head.output(0).replace(ops.matmul(head.input_value(0), weight, False, True).output(0))
+
+
+def test_a_head_that_became_a_convolution_scores_one_token_and_several(
+    openvino_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from laco_runtimes.engines import openvino, openvino_head
+
+    joined = openvino.join_layers
+
+    def prepared(model: Any) -> int:
+        in_8_bits(model)
+        return joined(model)
+
+    monkeypatch.setattr(openvino, "join_layers", prepared)
+
+    def asked(*, replaced: bool) -> list[Floats]:
+        monkeypatch.setattr(openvino_head, "gemm_is_slow", lambda core: replaced)
+        language: LanguageModel = loaded(openvino_bundle).language
+        first = language.prefill(language.embed([5, 77, 12]))
+        several = language.score([200, 3, 149, 8])
+        language.rewind(4)
+        return [first, *several, language.step(3), *language.score([149, 8])]
+
+    dense, convolved = asked(replaced=False), asked(replaced=True)
+    assert len(dense) == len(convolved) == 8
+    for one, two in zip(dense, convolved, strict=True):
+        assert one.shape == two.shape == (openvino_bundle.manifest.language.vocab_size,)
+        assert 0 < np.abs(one - two).max() < 1e-3 * np.abs(one).max()
+    assert np.abs(convolved[2] - convolved[5]).max() < 1e-3 * np.abs(convolved[2]).max()
