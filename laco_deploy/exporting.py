@@ -18,13 +18,13 @@ from laco_deploy.baselines import BASELINES, baseline_encoder
 from laco_deploy.model.checkpoint import (
     Checkpoint,
     CheckpointFacts,
-    load_checkpoint,
     open_checkpoint,
 )
 from laco_deploy.model.config import LacoConfig
 from laco_deploy.model.manifest_facts import language_facts, merger_facts, vision_facts
 from laco_deploy.model.modeling import LacoForConditionalGeneration
 from laco_deploy.model.processing import LacoProcessor
+from laco_deploy.module_source import ModuleSource
 from laco_deploy.torch_reference import TorchReference
 from laco_export.choices import choose
 from laco_export.exporter import ExportResult, Progress, check_target, export_bundle
@@ -165,10 +165,10 @@ def build_job(
         language=language,
         size=size,
         rope_theta=theta,
-        load=partial(
-            modules_of if isinstance(checkpoint, Checkpoint) else load_modules,
-            checkpoint if isinstance(checkpoint, Checkpoint) else checkpoint.root,  # type: ignore[arg-type]
-            names,
+        load=(
+            partial(modules_of, checkpoint, names)
+            if isinstance(checkpoint, Checkpoint)
+            else ModuleSource(checkpoint.root, names)
         ),
         preprocessing=checkpoint.preprocessing,
         layout=config.image_layout,
@@ -179,15 +179,6 @@ def build_job(
         card=_card(checkpoint),
         versions={"transformers": transformers.__version__},
     )
-
-
-def load_modules(root: Path, baselines: Sequence[str]) -> Modules:
-    """Read a checkpoint and take it apart.
-
-    Raises:
-        CheckpointError: the weights cannot be read.
-    """
-    return modules_of(load_checkpoint(root), baselines)
 
 
 def modules_of(checkpoint: Checkpoint, baselines: Sequence[str]) -> Modules:
@@ -285,6 +276,5 @@ __all__ = [
     "build_job",
     "default_plan",
     "export_checkpoint",
-    "load_modules",
     "modules_of",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from laco_deploy.model.checkpoint import unwarned
 from laco_deploy.model.image_processing import LacoImageProcessor
@@ -30,12 +32,6 @@ class TorchReference:
     def preprocess(self, image: NDArray[np.uint8]) -> Floats:
         """[H, W, 3] -> [tiles, 3, S, S]."""
         return np.asarray(self.images(image, return_tensors="np")["pixel_values"], np.float32)
-
-    def image_features(self, pixel_values: Floats) -> Floats:
-        """[tiles, 3, S, S] -> [tiles, N', D]."""
-        with torch.no_grad():
-            features = self._model.get_image_features(torch.from_numpy(pixel_values))
-        return features.numpy()
 
     def logits_at(
         self,
@@ -62,7 +58,12 @@ class TorchReference:
         """transformers' own `generate`, past stop tokens."""
         prompt = torch.tensor([list(ids)])
         model: Any = self._model  # `generate` is typed for other classes
-        with unwarned():  # it warns, for every image, that nothing will stop it
+        features: list[torch.Tensor] = []
+        # What it saw on the way: encoding the image once more takes seconds at full size.
+        with (
+            unwarned(),
+            _results(model.model.projector, features),
+        ):  # it warns, for every image, that nothing will stop it
             output = model.generate(
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
@@ -74,10 +75,22 @@ class TorchReference:
                 output_logits=True,
                 return_dict_in_generate=True,
             )
+        [seen] = features
         return GreedyAnswer(
+            features=seen.numpy(),
             tokens=tuple(output.sequences[0, len(ids) :].tolist()),
             logits=torch.cat(output.logits).numpy(),  # [new tokens, V]
         )
+
+
+@contextmanager
+def _results(module: nn.Module, found: list[torch.Tensor]) -> Iterator[None]:
+    """Note what a module returns."""
+    hook = module.register_forward_hook(lambda _, __, result: found.append(result))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _image(pixel_values: Floats, size: Size | None) -> dict[str, torch.Tensor]:

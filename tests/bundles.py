@@ -20,7 +20,7 @@ from laco_deploy.model import LacoConfig, LacoForConditionalGeneration
 from laco_deploy.model.checkpoint import save_checkpoint
 from laco_deploy.parity_data import parity_samples
 from laco_deploy.training.tokenizer import IMAGE_TOKEN, train_tokenizer
-from laco_export import stages
+from laco_export import writing
 from laco_export.exporter import ExportResult
 from laco_export.job import ParitySample
 from laco_export.onnx_writer import write_graph
@@ -170,7 +170,7 @@ def reused_graphs(source: Path) -> Iterator[None]:
         mark.touch()
         return path
 
-    with mock.patch.object(stages, "write_graph", copy_graph):
+    with mock.patch.object(writing, "write_graph", copy_graph):
         yield
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from onnxscript import ir
 
 from laco_export.flavours import FLAVOURS
+from laco_export.operators import operators, refuse_unsupported
 from laco_export.static_shapes import ENCODER_OPS
-from laco_runtimes.errors import ExportError
 
 _ATTENTION = frozenset({"Attention", "Softmax"})
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
@@ -62,15 +62,6 @@ class EncoderAudit:
         return (f"operators: {counts}", *(merges or ["no merge inside the encoder"]))
 
 
-@dataclass(frozen=True, slots=True)
-class UnsupportedNode:
-    """A node that may not be there."""
-
-    name: str
-    operator: str
-    """Name in ai.onnx, `domain::name` elsewhere."""
-
-
 def audit_encoder(path: Path, allowed: frozenset[str] = ENCODER_OPS) -> EncoderAudit:
     """Read an encoder graph and describe it.
 
@@ -98,50 +89,6 @@ def audit_decoder(path: Path, flavour: str) -> dict[str, int]:
         f"Use another flavour ({others}), or a language model of a kind that can be exported",
     )
     return operators(path)
-
-
-def operators(path: Path) -> dict[str, int]:
-    """How often each operator stands in a graph, most frequent first."""
-    counts = Counter(_operator(node) for node in ir.load(path).graph.all_nodes())
-    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
-
-
-def unsupported(path: Path, allowed: frozenset[str]) -> tuple[UnsupportedNode, ...]:
-    """Nodes, those of inner graphs too, whose operators are not among the allowed ones."""
-    return tuple(
-        UnsupportedNode(_place(node), _operator(node))
-        for node in ir.load(path).graph.all_nodes()
-        if _operator(node) not in allowed
-    )
-
-
-def refuse_unsupported(path: Path, allowed: frozenset[str], target: str, way_out: str) -> None:
-    """Refuse a graph with operators that are not allowed.
-
-    Args:
-        path: of the `.onnx` file.
-        allowed: names in ai.onnx, `domain::name` elsewhere.
-        target: who does not take them.
-        way_out: what the user can do instead, a sentence without its full stop.
-
-    Raises:
-        ExportError: names the operators, the first node of them and the way out.
-    """
-    if nodes := unsupported(path, allowed):
-        kinds = ", ".join(dict.fromkeys(node.operator for node in nodes))
-        more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
-        raise ExportError(
-            f"{path.name} has operators that {target} does not take: {kinds} "
-            f"(node {nodes[0].name!r}{more}). {way_out}."
-        )
-
-
-def _operator(node: ir.Node) -> str:
-    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-
-
-def _place(node: ir.Node) -> str:
-    return node.name or next((str(value.name) for value in node.outputs if value.name), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,10 +216,6 @@ def _show(value: ir.Value) -> str:
 __all__ = [
     "EncoderAudit",
     "MergeInGraph",
-    "UnsupportedNode",
     "audit_decoder",
     "audit_encoder",
-    "operators",
-    "refuse_unsupported",
-    "unsupported",
 ]

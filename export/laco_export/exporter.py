@@ -26,10 +26,10 @@ from laco_export.stages import (
     compare,
     compile_module,
     compile_request,
-    write_graphs,
 )
 from laco_export.targets import TARGETS, FinishRequest, TargetOptions, TargetType
 from laco_export.versions import own_version, package_versions
+from laco_export.writing import write_graphs
 from laco_runtimes.bundle import check_replaceable, open_bundle, replace_folder, seal_bundle
 from laco_runtimes.errors import MissingPackageError, ParityError
 from laco_runtimes.graphs import DecoderForm

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from laco_export.paths import decoder_stem
 from laco_export.protocols import RmsNorm
 from laco_runtimes import graphs
 from laco_runtimes.errors import ExportError
@@ -330,7 +331,7 @@ class Flavour:
     @property
     def stem(self) -> str:
         """Name of its file without the suffix; `stateful` is the source of all."""
-        return "decoder" if self.name == "stateful" else f"decoder_{self.name}"
+        return decoder_stem(self.name)
 
 
 FLAVOURS: dict[str, Flavour] = {

@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 from onnxscript import ir
 
+from laco_export.declared import DTYPES, conform
 from laco_export.model_file import save_model
-from laco_export.onnx_writer import DTYPES, conform
 from laco_runtimes.errors import ExportError
 from laco_runtimes.graphs import GraphSpec
 
@@ -84,12 +84,12 @@ class _Halves:
     """The rewriting of one graph, with the casts and weights made so far."""
 
     def __init__(self, graph: ir.Graph, dtype: HalfName, fp32_residual: bool) -> None:
-        self.graph, self.name, self.half = graph, dtype, DTYPES[dtype][1]
+        self.graph, self.name, self.half = graph, dtype, DTYPES[dtype]
         self.made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self.islands = _islands(graph, fp32_residual)
 
     def rewrite(self, spec: GraphSpec) -> None:
-        declared = {one.name: DTYPES[one.dtype][1] for one in (*spec.inputs, *spec.outputs)}
+        declared = {one.name: DTYPES[one.dtype] for one in (*spec.inputs, *spec.outputs)}
         for value in self.graph.inputs:
             if value.dtype in _FLOATS:
                 value.dtype = declared.get(str(value.name), value.dtype)

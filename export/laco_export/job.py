@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from laco_export.parity.plan import ParityPlan
 from laco_export.protocols import Floats, ImageEncoder, LanguageBody, Reference
@@ -18,6 +17,9 @@ from laco_export.targets.base import TargetOptions
 from laco_runtimes.images import ImageSource, Preprocessing
 from laco_runtimes.manifest import ImageLayout, LanguageFacts, MergerFacts, VisionFacts
 from laco_runtimes.prompt import PromptTemplate
+
+if TYPE_CHECKING:  # a job is also handed to processes that have no torch
+    from torch import nn
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from onnxscript import ir, optimizer
 from onnxscript.rewriter import onnx_fusions
 from torch import Tensor, nn
 
+from laco_export.declared import conform
 from laco_export.model_file import save_model
 from laco_export.static_shapes import (
     ENCODER_OPS,
@@ -29,15 +30,6 @@ from laco_runtimes.graphs import GraphSpec, TensorSpec
 
 OPSET = 23
 """First opset with `Attention`, `RMSNormalization` and `RotaryEmbedding`, which engines fuse."""
-
-DTYPES = {
-    "float32": (torch.float32, ir.DataType.FLOAT),
-    "float16": (torch.float16, ir.DataType.FLOAT16),
-    "bfloat16": (torch.bfloat16, ir.DataType.BFLOAT16),
-    "bool": (torch.bool, ir.DataType.BOOL),
-    "int32": (torch.int32, ir.DataType.INT32),
-    "int64": (torch.int64, ir.DataType.INT64),
-}
 
 EXAMPLE_SIZES = {"tiles": 2, "batch": 2, "sequence": 5, "past": 3, "total": 8}
 """Sizes of the dynamic dimensions while tracing. Never 1, which torch takes for a constant."""
@@ -156,7 +148,7 @@ def _quiet() -> Iterator[None]:
 
 def _example(spec: TensorSpec) -> Tensor:
     sizes = [EXAMPLE_SIZES[dim] if isinstance(dim, str) else dim for dim in spec.dims]
-    return torch.zeros(sizes, dtype=DTYPES[spec.dtype][0])
+    return torch.zeros(sizes, dtype=getattr(torch, spec.dtype))
 
 
 def _nested(module: nn.Module, shapes: Sequence[Any]) -> tuple[Any, ...]:
@@ -214,45 +206,4 @@ def _drop_unused_outputs(graph: ir.Graph) -> None:
                 value.name = ""
 
 
-def conform(spec: GraphSpec, graph: ir.Graph) -> None:
-    """Hold inputs and outputs against the declaration and name computed dimensions after it.
-
-    Raises:
-        ExportError: another number, name, type or dimension.
-    """
-    for kind, declared, found in (
-        ("input", spec.inputs, graph.inputs),
-        ("output", spec.outputs, graph.outputs),
-    ):
-        names = [one.name for one in declared], [value.name for value in found]
-        if names[0] != names[1]:
-            raise _difference(spec, f"{kind}s", ", ".join(names[0]), ", ".join(map(str, names[1])))
-        for one, value in zip(declared, found, strict=True):
-            if value.dtype != DTYPES[one.dtype][1]:
-                raise _difference(spec, f"type of {kind} {one.name!r}", one.dtype, value.dtype)
-            if value.shape is None or not _same_dims(one, value.shape):
-                raise _difference(spec, f"shape of {kind} {one.name!r}", one.dims, value.shape)
-            value.shape = ir.Shape(one.dims)
-
-
-def _same_dims(spec: TensorSpec, shape: ir.Shape) -> bool:
-    if len(shape) != len(spec.dims):
-        return False
-    for declared, found in zip(spec.dims, shape, strict=True):
-        if isinstance(declared, int) or isinstance(found, int):
-            if declared != found:
-                return False
-        # The tracer calls the sum of two dimensions "past + sequence", and we call it "total".
-        elif found.value != declared and str(found.value).isidentifier():
-            return False
-    return True
-
-
-def _difference(spec: GraphSpec, what: str, declared: object, found: object) -> ExportError:
-    return ExportError(
-        f"the {spec.name} graph differs from its declaration in the {what}: declared {declared}, "
-        f"found {found}. The model does not fit the facts it was exported with."
-    )
-
-
-__all__ = ["DTYPES", "ENCODER_OPS", "OPSET", "conform", "write_graph"]
+__all__ = ["ENCODER_OPS", "OPSET", "write_graph"]

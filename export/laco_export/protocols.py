@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+
+if TYPE_CHECKING:  # these are words for types, and torch takes seconds to import
+    from torch import Tensor, nn
 
 Floats = NDArray[np.float32]
 Size = tuple[int, int]
@@ -70,6 +72,8 @@ class LanguageBody(Protocol):
 class GreedyAnswer:
     """What the reference generates, and the logits by which each token was chosen."""
 
+    features: Floats
+    """Its visual tokens, [tiles, N', D]."""
     tokens: tuple[int, ...]
     """The answer, and what the model would go on with behind its stop token."""
     logits: Floats
@@ -84,9 +88,6 @@ class Reference(Protocol):
 
         The image is alone in its prompt.
         """
-
-    def image_features(self, pixel_values: Floats) -> Floats:
-        """[tiles, 3, S, S] -> [tiles, N', D]."""
 
     def logits_at(
         self,

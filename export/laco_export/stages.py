@@ -1,143 +1,24 @@
-"""The stages of an export that may run in a process of their own. Each can be found by name."""
+"""The stages of an export behind its first, which may run in processes of their own.
+
+Nothing here imports torch or the code of a model: in a process of its own that would take longer
+than some of the stages.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
-from laco_export.flavours import FLAVOURS
-from laco_export.graphs import DecoderGraph, EmbedGraph, VisionGraph
-from laco_export.job import ExportJob, Modules, VariantSource
-from laco_export.onnx_writer import ENCODER_OPS, write_graph
-from laco_export.parity.answers import Answers
+from laco_export.job import ExportJob, VariantSource
 from laco_export.parity.engine import check_engine
-from laco_export.parity.pytorch import ask_baselines, ask_pytorch, pixel_figures
 from laco_export.parity.questions import QuestionSet
-from laco_export.parity.reference import ReferenceResult, ask_reference
-from laco_export.parity.thresholds import PIXELS_MAX
-from laco_export.parity.verdict import judge, require
+from laco_export.parity.reference import ReferenceResult, Written, ask_reference
+from laco_export.paths import decoder_path, encoder_folder
 from laco_export.precision import Module, Precisions
 from laco_export.progress import Steps, stage
 from laco_export.targets import TARGETS, CompileRequest
 from laco_runtimes import graphs
-from laco_runtimes.errors import ExportError
 from laco_runtimes.graphs import DecoderForm, GraphSpec
-from laco_runtimes.manifest import (
-    MAIN_VARIANT,
-    Check,
-    EngineFacts,
-    FlavourName,
-    Parity,
-    Variant,
-)
-from laco_runtimes.newline import write_newline
-
-SOURCE_FLAVOUR: FlavourName = "stateful"
-"""The decoder that is the reference, and the source of all other flavours."""
-
-
-def encoder_folder(name: str) -> str:
-    """Where the graph of a variant is written."""
-    return "onnx" if name == MAIN_VARIANT else f"baseline/{name}"
-
-
-def decoder_path(form: DecoderForm) -> str:
-    """Path of the fp32 decoder in the flavour of an engine."""
-    return f"onnx/{FLAVOURS[form.flavour].stem}.onnx"
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What PyTorch has left behind for the stages that come without it."""
-
-    answers: Answers
-    checks: tuple[Check, ...]
-
-
-def write_graphs(
-    steps: Steps,
-    job: ExportJob,
-    form: DecoderForm,
-    root: Path,
-    work: Path,
-    asked: QuestionSet | None,
-) -> Written | None:
-    """Load the model, write its graphs in fp32, and let it answer what they will be held against.
-
-    Args:
-        steps: told of every graph.
-        job: loads the model.
-        form: of the decoder that the target compiles, beside the stateful one.
-        root: the bundle that is being written.
-        work: for answers.
-        asked: None where nothing is to be compared.
-
-    Raises:
-        ExportError: a graph cannot be written.
-        ParityError: the runtime makes other pixels than the checkpoint's processor.
-    """
-    with stage(steps, "load", count=0):
-        modules = job.load()
-    if modules.newline is not None:
-        write_newline(root, modules.newline)
-    for source in job.variants:
-        trained = source.name == MAIN_VARIANT
-        with stage(steps, f"write vision_encoder{'' if trained else f' ({source.name})'}"):
-            _write_encoder(job, modules, source, root)
-    with stage(steps, "write embed_tokens"):
-        spec = graphs.embed_tokens(job.language.hidden_size)
-        write_graph(EmbedGraph(modules.body.embed_tokens), spec, root / "onnx")
-    with stage(steps, "write decoder"):
-        _write_decoder(job, modules, DecoderForm(SOURCE_FLAVOUR), root)
-        if form.flavour != SOURCE_FLAVOUR:
-            _write_decoder(job, modules, form, root)
-    if asked is None:
-        return None
-    with stage(steps, "ask PyTorch"):
-        figures = pixel_figures(modules.reference, job)
-        checks = judge("preprocessing", figures, {"pixels_max": ("at most", PIXELS_MAX)})
-        require(checks, job.target, figures.worst)
-        answers = ask_pytorch(modules.reference, asked.some(job.plan.pytorch), work / "pytorch")
-        others = {name: one for name, one in modules.encoders.items() if name != MAIN_VARIANT}
-        ask_baselines(others, asked, work / "baselines")
-    return Written(answers, checks)
-
-
-def _write_encoder(job: ExportJob, modules: Modules, source: VariantSource, root: Path) -> None:
-    encoder = modules.encoders[source.name]
-    if not isinstance(encoder, nn.Module):
-        raise ExportError("an encoder to export must be a torch module. Wrap it in one.")
-    spec = graphs.vision_encoder(
-        job.vision.image_size, source.tokens_per_tile, job.language.hidden_size
-    )
-    folder = root / encoder_folder(source.name)
-    write_graph(VisionGraph(encoder), spec, folder, allowed_ops=ENCODER_OPS)
-
-
-def _write_decoder(job: ExportJob, modules: Modules, form: DecoderForm, root: Path) -> None:
-    """In float32, the cache too, whatever type the engine will keep it in."""
-    flavour = FLAVOURS[form.flavour]
-    plain = DecoderForm(form.flavour, capacity=form.capacity)
-    module = DecoderGraph(
-        modules.body,
-        modules.head,
-        head_dim=job.language.head_dim,
-        rope_theta=job.rope_theta,
-        flavour=form.flavour,
-        positions=flavour.positions(job.language, plain),
-    )
-    folder = root / "onnx"
-    source = form.flavour == SOURCE_FLAVOUR
-    write_graph(
-        module,
-        flavour.spec(job.language, plain),
-        folder,
-        opset=flavour.opset,
-        stem=flavour.stem,
-        share=None if source else folder / f"{FLAVOURS[SOURCE_FLAVOUR].stem}.onnx",
-    )
+from laco_runtimes.manifest import EngineFacts, Parity, Variant
 
 
 def ask_source(
@@ -219,11 +100,8 @@ def compare(
 
 
 __all__ = [
-    "Written",
     "ask_source",
     "compare",
     "compile_module",
     "compile_request",
-    "decoder_path",
-    "write_graphs",
 ]

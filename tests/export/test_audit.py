@@ -8,14 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from laco_export.audit import (
-    UnsupportedNode,
-    audit_decoder,
-    audit_encoder,
-    operators,
-    refuse_unsupported,
-    unsupported,
-)
+from laco_export.audit import audit_decoder, audit_encoder
+from laco_export.operators import UnsupportedNode, operators, refuse_unsupported, unsupported
 from laco_export.static_shapes import ENCODER_OPS
 from laco_runtimes.errors import ExportError
 from laco_runtimes.graphs import GraphSpec

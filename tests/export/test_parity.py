@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from laco_deploy.exporting import load_modules
 from laco_deploy.model import LacoForConditionalGeneration
 from laco_deploy.model.checkpoint import Checkpoint
+from laco_deploy.module_source import ModuleSource
 from laco_deploy.torch_reference import TorchReference
 from laco_export.exporter import export_bundle
 from laco_export.job import ExportJob, Modules
@@ -52,7 +52,7 @@ def edit_decoder(model: LacoForConditionalGeneration) -> None:
 
 def edited(job: ExportJob, checkpoint: Checkpoint, edit: Edit) -> ExportJob:
     """A job whose PyTorch model is another one than its graphs are written from."""
-    modules = load_modules(checkpoint.root, ())
+    modules = ModuleSource(checkpoint.root)()
     model = copy.deepcopy(checkpoint.model)
     with torch.no_grad():
         edit(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -45,6 +46,16 @@ def test_a_stage_apart_reports_home_and_takes_its_memory_with_it(
     assert list(apart.watch.seconds) == ["grow"]
     if sys.platform != "win32":
         assert 300_000_000 < apart.watch.peak_bytes["memory"] < 700_000_000
+
+
+def test_stages_behind_the_first_do_without_torch() -> None:
+    """In a process of its own each would import it anew, for longer than some of them take."""
+    imports = "import sys, laco_export.stages, laco_deploy.module_source"
+    found = "print(*{'torch', 'transformers'}.intersection(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{imports}; {found}"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []
 
 
 def test_a_stage_at_home_runs_in_this_process(told: list[tuple[str, int, int]]) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from laco_export.job import ExportJob
 from laco_export.parity.answers import AnswerFiles, Answers, prompt_embeds
@@ -73,8 +72,8 @@ def ask_pytorch(reference: Reference, asked: QuestionSet, folder: Path) -> Answe
     )
     for row, question in enumerate(asked.questions):
         pixels = asked.pixel_values(row)
-        files.features[asked.rows(row)] = reference.image_features(pixels)
         answer = reference.greedy(pixels, question.ids, question.tokens, question.size)
+        files.features[asked.rows(row)] = answer.features
         files.tokens[row, : question.tokens] = answer.tokens
         files.logits[row, : question.tokens] = answer.logits
     answers = files.done()
@@ -86,6 +85,8 @@ def ask_pytorch(reference: Reference, asked: QuestionSet, folder: Path) -> Answe
 
 def ask_baselines(encoders: Mapping[str, ImageEncoder], asked: QuestionSet, folder: Path) -> None:
     """PyTorch's visual tokens of every baseline, `<name>.npy` [tiles, N', D]."""
+    import torch  # not above: the graphs are asked in a process without it
+
     folder.mkdir()
     for name, encoder in encoders.items():
         count = min(BASELINE_IMAGES, len(asked.questions))
@@ -116,7 +117,7 @@ def onnx_figures(
     figures.values = {**visual.values, **figures.values}
     figures.worst = {**visual.worst, **figures.worst}
     expected = np.load(theirs.folder / "cache.npy", allow_pickle=False)
-    walked = _walk(engine, asked, theirs)
+    walked = _walk(engine, asked, theirs, features[asked.rows(0)])
     figures.values["cache_max"] = float(np.abs(walked - expected).max())
     return figures
 
@@ -133,10 +134,9 @@ def _cache_walk(asked: QuestionSet, answers: Answers) -> tuple[list[int], list[i
     return ids, sorted(positions)
 
 
-def _walk(engine: LoadedEngine, asked: QuestionSet, answers: Answers) -> Floats:
+def _walk(engine: LoadedEngine, asked: QuestionSet, answers: Answers, features: Floats) -> Floats:
     """Logits at the same positions, each piece behind what the KV cache holds, [positions, V]."""
     ids, positions = _cache_walk(asked, answers)
-    features = engine.vision.encode(asked.pixel_values(0))
     embeds = prompt_embeds(engine, asked, 0, ids, features)
     engine.language.rewind(0)
     starts = [0, *(position + 1 for position in positions[:-1])]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from onnxscript import ir
 
-from laco_export.audit import refuse_unsupported
+from laco_export.operators import refuse_unsupported
 from laco_runtimes.errors import ExportError
 
 _PLAIN = frozenset(
