@@ -11,18 +11,14 @@ import numpy as np
 
 from laco_export.precision import PrecisionMenu, Precisions
 from laco_export.targets.base import CompileRequest, TargetType
+from laco_export.targets.openvino_activations import int8_activations
 from laco_export.targets.openvino_genai import (
     FOLDER,
     GENAI_NAMES,
     check_installed,
     write_genai_files,
 )
-from laco_export.targets.openvino_quantize import (
-    bfloat16_weights,
-    int4_weights,
-    int8_activations,
-    int8_weights,
-)
+from laco_export.targets.openvino_quantize import bfloat16_weights, int4_weights, int8_weights
 from laco_runtimes.engines.openvino import import_openvino, openvino_core
 from laco_runtimes.errors import ExportError, LacoError
 from laco_runtimes.graphs import cache_names, stateful_decoder
