@@ -74,9 +74,10 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 def int8_weights(model: Model, request: CompileRequest) -> Model:
     """Every dense weight and the embeddings in 8 bits, one scale per output channel."""
     nncf = import_nncf()
-    outputs_first(model)
     with _quiet():
-        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+        model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+    outputs_first(model)  # now, when weights have a quarter of the bytes
+    return model
 
 
 def int4_weights(model: Model, request: CompileRequest) -> Model:
