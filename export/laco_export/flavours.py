@@ -55,7 +55,7 @@ class Attending(nn.Module, ABC):
 
     @abstractmethod
     def prepare(self, hidden: Tensor, *inputs: Tensor) -> Any:
-        """What all layers share, made once."""
+        """What all layers share, made once: tensors only, by which a layer knows all it needs."""
 
     @abstractmethod
     def attend(
@@ -159,15 +159,16 @@ class Static(_Tables):
     inputs = 3
 
     def prepare(self, hidden: Tensor, *inputs: Tensor) -> Any:
-        """`position_ids` [1, S], `write_indices` [1] and `attention_mask` [1, 1, S, C]."""
-        return inputs
+        """The tables, then `position_ids` [1, S], `write_indices` [1] and `attention_mask`
+        [1, 1, S, C]."""
+        return self.cosines, self.sines, *inputs
 
     def attend(
         self, shared: Any, query: Tensor, key: Tensor, value: Tensor, past: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The cache is [1, K, C, d] each before and after."""
-        position_ids, write_indices, mask = shared
-        tables = self.cosines, self.sines, position_ids
+        cosines, sines, position_ids, write_indices, mask = shared
+        tables = cosines, sines, position_ids
         key = torch.onnx.ops.rotary_embedding(self.heads(key), *tables)
         keys, values = (
             torch.onnx.ops.symbolic(
@@ -195,24 +196,25 @@ class Contrib(_Tables):
     inputs = 1
 
     def prepare(self, hidden: Tensor, *inputs: Tensor) -> Any:
-        """From `attention_mask`, [B, T]: each row's last position [B], and T; both int32."""
+        """The tables, then, from `attention_mask` [B, T], each row's last position [B] and T; both
+        int32."""
         (attention_mask,) = inputs
         last = attention_mask.sum(1, keepdim=True) - 1  # [B, 1]: as onnxruntime-genai has it
         length = torch.onnx.ops.symbolic(
             "::Shape", (attention_mask,), {"start": 1, "end": 2}, dtype=torch.int64, shape=(1,)
         )
-        return last.to(torch.int32), length.to(torch.int32)
+        return self.cosines, self.sines, last.to(torch.int32), length.to(torch.int32)
 
     def attend(
         self, shared: Any, query: Tensor, key: Tensor, value: Tensor, past: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The cache, [B, K, P, d] each, comes back as [B, K, T, d], or in the buffer it was in."""
-        last, length = shared
+        cosines, sines, last, length = shared
         batch, heads, cached, width = past[0].shape
         grown = (batch, heads, cached + query.shape[1], width)
         context, keys, values = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
-            (query, key, value, *past, last, length, self.cosines, self.sines),
+            (query, key, value, *past, last, length, cosines, sines),
             {
                 "num_heads": query.shape[2] // width,
                 "kv_num_heads": heads,

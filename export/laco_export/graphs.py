@@ -8,10 +8,12 @@ Shape legend: B batch, S new tokens, D width of the language model, d width of a
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from laco_export.flavours import FLAVOURS, MASKED
-from laco_export.protocols import LanguageBody
+from laco_export.flavours import FLAVOURS, MASKED, Attending
+from laco_export.protocols import DecoderLayer, LanguageBody
 
 
 class VisionGraph(nn.Module):
@@ -36,6 +38,60 @@ class EmbedGraph(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         """One row of the table per token."""
         return self.embedding(input_ids)  # type: ignore[no-any-return]
+
+
+class LayerGraph(nn.Module):
+    """One layer of a decoder: all that it hangs on is here or given, so that it is traced once.
+
+    Args:
+        layer: whose modules these are, under the names that they have there.
+        form: shared by all layers, hence in a tuple: torch would name its buffers after a layer.
+    """
+
+    def __init__(self, layer: DecoderLayer, form: Attending) -> None:
+        super().__init__()
+        attention = layer.self_attn
+        self.self_attn = nn.ModuleDict(
+            {
+                "q_proj": attention.q_proj,
+                "k_proj": attention.k_proj,
+                "v_proj": attention.v_proj,
+                "o_proj": attention.o_proj,
+            }
+        )
+        self.mlp = layer.mlp
+        self.input_layernorm = layer.input_layernorm
+        self.post_attention_layernorm = layer.post_attention_layernorm
+        self.form = (form,)
+
+    def forward(
+        self, shared: Any, hidden: Tensor, change: Tensor | None, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, ...]:
+        """One layer over S new tokens.
+
+        Args:
+            shared: tensors from `Attending.prepare`.
+            hidden: [B, S, D].
+            change: [B, S, D], what the layer before adds to it; None in the first.
+            key: the cache of this layer.
+            value: the same.
+
+        Returns:
+            `hidden` and what this layer adds to it, then its cache with the new tokens.
+        """
+        (form,), attention = self.form, self.self_attn
+        normed, hidden = form.normalise(hidden, change, self.input_layernorm)
+        context, key, value = form.attend(
+            shared,
+            attention["q_proj"](normed),
+            attention["k_proj"](normed),
+            attention["v_proj"](normed),
+            (key, value),
+        )
+        normed, hidden = form.normalise(
+            hidden, attention["o_proj"](context), self.post_attention_layernorm
+        )
+        return hidden, self.mlp(normed), key, value
 
 
 class DecoderGraph(nn.Module):
@@ -64,12 +120,13 @@ class DecoderGraph(nn.Module):
         positions: int | None = None,
     ) -> None:
         super().__init__()
-        self.layers = body.layers
-        self.norm = body.norm
-        self.head = head
-        self.attending = FLAVOURS[flavour].attending(
+        form = FLAVOURS[flavour].attending(
             head_dim=head_dim, rope_theta=rope_theta, positions=positions
         )
+        self.layers = nn.ModuleList(LayerGraph(layer, form) for layer in body.layers)
+        self.norm = body.norm
+        self.head = head
+        self.attending = form
 
     def forward(self, inputs_embeds: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """One pass over S new tokens.
@@ -89,20 +146,10 @@ class DecoderGraph(nn.Module):
         change: Tensor | None = None  # what the last layer adds to it
         present: list[Tensor] = []
         for index, layer in enumerate(self.layers):
-            attention = layer.self_attn
-            normed, hidden = form.normalise(hidden, change, layer.input_layernorm)
-            context, *cache = form.attend(
-                shared,
-                attention.q_proj(normed),
-                attention.k_proj(normed),
-                attention.v_proj(normed),
-                (past[2 * index], past[2 * index + 1]),
+            hidden, change, *cache = layer(
+                shared, hidden, change, past[2 * index], past[2 * index + 1]
             )
             present += cache
-            normed, hidden = form.normalise(
-                hidden, attention.o_proj(context), layer.post_attention_layernorm
-            )
-            change = layer.mlp(normed)
         # Only the last position, [B, 1, D]: no vocabulary for the others.
         last = change if change is None else change[:, -1:]
         normed, _ = form.normalise(hidden[:, -1:], last, self.norm)

@@ -16,6 +16,8 @@ from onnxscript import ir, optimizer
 from onnxscript.rewriter import onnx_fusions
 from torch import Tensor, nn
 
+from laco_export.block_copies import put_copies
+from laco_export.blocks import repeats_left_out
 from laco_export.declared import conform
 from laco_export.model_file import save_model
 from laco_export.static_shapes import (
@@ -27,6 +29,8 @@ from laco_export.static_shapes import (
 )
 from laco_runtimes.errors import ExportError
 from laco_runtimes.graphs import GraphSpec, TensorSpec
+
+logger = logging.getLogger("laco")
 
 OPSET = 23
 """First opset with `Attention`, `RMSNormalization` and `RotaryEmbedding`, which engines fuse."""
@@ -101,27 +105,41 @@ def _trace(module: nn.Module, spec: GraphSpec, opset: int) -> ir.Model:
         {axis: dynamic_dims[dim] for axis, dim in enumerate(one.dims) if isinstance(dim, str)}
         for one in spec.inputs
     ]
-    try:
-        with torch.no_grad(), _quiet():
-            program = torch.onnx.export(
-                module.eval(),
-                tuple(_example(one) for one in spec.inputs),
-                dynamo=True,
-                optimize=False,  # done once, by us, without a limit of size
-                opset_version=opset,
-                dynamic_shapes=_nested(module, shapes),
-                input_names=[one.name for one in spec.inputs],
-                output_names=[one.name for one in spec.outputs],
-                verbose=False,
-            )
-    except Exception as error:  # torch raises many kinds
-        raise ExportError(
-            f"the {spec.name} graph cannot be traced: {_cause(error)}. "
-            "Check that the model is of a kind that can be exported."
-        ) from error
-    if program is None:  # only without dynamo
-        raise ExportError(f"torch.onnx.export gave no {spec.name} graph. Upgrade torch.")
-    return program.model
+
+    def traced() -> ir.Model:
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(_example(one) for one in spec.inputs),
+            dynamo=True,
+            optimize=False,  # done once, by us, without a limit of size
+            opset_version=opset,
+            dynamic_shapes=_nested(module, shapes),
+            input_names=[one.name for one in spec.inputs],
+            output_names=[one.name for one in spec.outputs],
+            verbose=False,
+        )
+        if program is None:  # only without dynamo
+            raise ExportError(f"torch.onnx.export gave no {spec.name} graph. Upgrade torch.")
+        return program.model
+
+    with torch.no_grad(), _quiet():
+        try:
+            with repeats_left_out(module, spec):
+                model = traced()
+            put_copies(model.graph)
+        except Exception as error:  # whatever it is, a trace of all of it may do, or says why not
+            logger.debug("all blocks of %s are traced: %s", spec.name, _cause(error))
+        else:
+            return model
+        try:
+            return traced()
+        except ExportError:
+            raise
+        except Exception as error:  # torch raises many kinds
+            raise ExportError(
+                f"the {spec.name} graph cannot be traced: {_cause(error)}. "
+                "Check that the model is of a kind that can be exported."
+            ) from error
 
 
 def _cause(error: BaseException) -> str:

@@ -37,18 +37,18 @@ FACTS = LanguageFacts(
 """As many heads as Qwen2.5-0.5B has, each a quarter as wide."""
 
 
-def small_model() -> Qwen2ForCausalLM:
+def small_model(facts: LanguageFacts = FACTS) -> Qwen2ForCausalLM:
     """A Qwen2 with random weights, none of them 0 or 1."""
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(
         Qwen2Config(
-            hidden_size=FACTS.hidden_size,
-            num_hidden_layers=FACTS.layers,
-            num_attention_heads=FACTS.heads,
-            num_key_value_heads=FACTS.kv_heads,
+            hidden_size=facts.hidden_size,
+            num_hidden_layers=facts.layers,
+            num_attention_heads=facts.heads,
+            num_key_value_heads=facts.kv_heads,
             intermediate_size=160,
-            vocab_size=FACTS.vocab_size,
-            max_position_embeddings=FACTS.max_positions,
+            vocab_size=facts.vocab_size,
+            max_position_embeddings=facts.max_positions,
             rope_parameters={"rope_type": "default", "rope_theta": 1e6},
             tie_word_embeddings=True,
         )
@@ -62,19 +62,23 @@ def small_model() -> Qwen2ForCausalLM:
 
 
 def write_flavour(
-    model: Qwen2ForCausalLM, name: str, folder: Path, share: Path | None = None
+    model: Qwen2ForCausalLM,
+    name: str,
+    folder: Path,
+    share: Path | None = None,
+    facts: LanguageFacts = FACTS,
 ) -> tuple[Path, GraphSpec]:
     """The graph of one flavour and its declaration."""
     flavour = FLAVOURS[name]
     form = DecoderForm(flavour.name, capacity=CAPACITY if name == "static" else None)
-    spec = flavour.spec(FACTS, form)
+    spec = flavour.spec(facts, form)
     graph = DecoderGraph(
         model.model,
         model.lm_head,
-        head_dim=FACTS.head_dim,
+        head_dim=facts.head_dim,
         rope_theta=1e6,
         flavour=name,
-        positions=flavour.positions(FACTS, form),
+        positions=flavour.positions(facts, form),
     )
     path = write_graph(graph, spec, folder, opset=flavour.opset, stem=flavour.stem, share=share)
     return path, spec
