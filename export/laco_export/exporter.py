@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from laco_export.calibration import calibration_images, check_calibration, write_calibration
@@ -15,7 +16,7 @@ from laco_export.job import ExportJob
 from laco_export.memory import LARGE_BYTES, available_bytes, forecast, readable
 from laco_export.parity import questions
 from laco_export.parity.plan import check_images
-from laco_export.parity.reference import ReferenceResult
+from laco_export.parity.reference import ReferenceResult, Written
 from laco_export.parity.selftest import write_selftest
 from laco_export.precision import Precisions
 from laco_export.processes import StageRunner
@@ -29,7 +30,7 @@ from laco_export.stages import (
 )
 from laco_export.targets import TARGETS, FinishRequest, TargetOptions, TargetType
 from laco_export.versions import own_version, package_versions
-from laco_export.writing import write_graphs
+from laco_export.writing import write_graphs, write_language, write_vision
 from laco_runtimes.bundle import check_replaceable, open_bundle, replace_folder, seal_bundle
 from laco_runtimes.errors import MissingPackageError, ParityError
 from laco_runtimes.graphs import DecoderForm
@@ -156,7 +157,7 @@ class _Export:
         if job.parity_samples:
             asked = questions.prepare(job, root, work / "squares")
         form = self.target.form(candidates[0], job.language, job.options)
-        written = self.runner.run("graphs", write_graphs, job, form, root, work, asked)
+        written = self._write(form, asked)
         reference = None
         if asked is not None and written is not None:
             reference = self.runner.run("reference", ask_source, asked, root, written, work)
@@ -197,17 +198,34 @@ class _Export:
         return 2 * graphs + reference + compared + 1
 
     def _foretell(self, candidates: tuple[Precisions, ...]) -> None:
-        """Say how much memory it will take, where that is much."""
+        """Say how much memory it will take, where that is much, and use it where there is enough:
+        stages that do not need each other then run at the same time."""
         if not self.runner.apart:
             return
         calibrated = any(one.vision in self.target.calibrated for one in candidates)
-        expected, available = forecast(self.job, calibrated=calibrated), available_bytes()
+        available = available_bytes()
+        expected = forecast(self.job, calibrated=calibrated, beside=True)
+        beside = available is not None and available > expected.peak
+        if not beside:
+            expected = forecast(self.job, calibrated=calibrated)
+        self.runner = replace(self.runner, beside=beside)
         there = "" if available is None else f"; {readable(available)} are available"
         logger.info("the export will take about %s of memory%s", expected, there)
         if available is not None and expected.peak > available:
             logger.warning(
                 "that is more than there is: the system may end the export. Close other programs."
             )
+
+    def _write(self, form: DecoderForm, asked: questions.QuestionSet | None) -> Written | None:
+        """The fp32 graphs, and what PyTorch says: in two processes, or from a model loaded once."""
+        job, root, work, run = self.job, self.root, self.work, self.runner.run
+        if not self.runner.beside:
+            return run("graphs", write_graphs, job, form, root, work, asked)
+        written, _ = self.runner.together(
+            partial(run, "graphs", write_vision, job, root, work, asked),
+            partial(run, "language graphs", write_language, job, form, root),
+        )
+        return written
 
     def _try(
         self,
@@ -260,21 +278,31 @@ class _Export:
                 f"compile {module}", compile_module, self.target.name, request, label
             )
 
+        def encoders() -> tuple[str, ...]:
+            return tuple(
+                made(
+                    "vision_encoder" + ("" if source.name == MAIN_VARIANT else f" ({source.name})"),
+                    source=source,
+                    calibration=calibration,
+                )
+                for source in job.variants
+            )
+
+        def language() -> tuple[str, ...]:
+            return made("embed_tokens"), made("decoder", form=form)
+
+        paths, (embed_tokens, decoder) = self.runner.together(encoders, language)
         variants = tuple(
             Variant(
                 name=source.name,
                 mergers=source.mergers,
                 merged_grid=source.merged_grid,
-                vision_encoder=made(
-                    "vision_encoder" + ("" if source.name == MAIN_VARIANT else f" ({source.name})"),
-                    source=source,
-                    calibration=calibration,
-                ),
+                vision_encoder=path,
                 latency_only=source.name != MAIN_VARIANT,
             )
-            for source in job.variants
+            for source, path in zip(job.variants, paths, strict=True)
         )
-        facts = self._facts(precisions, form, made("embed_tokens"), made("decoder", form=form))
+        facts = self._facts(precisions, form, embed_tokens, decoder)
         self.target.finish(
             FinishRequest(
                 root=root,

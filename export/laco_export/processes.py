@@ -7,7 +7,13 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_EXCEPTION,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +25,7 @@ from laco_export.progress import Steps, Watch
 from laco_runtimes.errors import ExportError, LacoError
 
 Returned = TypeVar("Returned")
+Other = TypeVar("Other")
 Arguments = ParamSpec("Arguments")
 
 _POLL_S = 0.2
@@ -31,10 +38,12 @@ class StageRunner:
     Args:
         watch: told of them.
         apart: whether each runs in a process of its own.
+        beside: whether such processes may run at the same time.
     """
 
     watch: Watch
     apart: bool
+    beside: bool = False
 
     def run(
         self,
@@ -62,6 +71,30 @@ class StageRunner:
             result, peak = function(self.watch, *arguments, **options), peak_bytes()
         self.watch.peak_bytes[name] = max(peak, self.watch.peak_bytes.get(name, 0))
         return result
+
+    def together(
+        self, one: Callable[[], Returned], other: Callable[[], Other]
+    ) -> tuple[Returned, Other]:
+        """Call what runs stages that do not need each other; at the same time where that may be.
+
+        Much of an export is Python on one core, which leaves the others to another stage.
+
+        Raises:
+            ExportError: a process was killed.
+            LacoError: what the first stage that failed raised; the other's process is ended.
+        """
+        if not (self.apart and self.beside):
+            return one(), other()
+        with ThreadPoolExecutor(2) as executor:
+            first, second = executor.submit(one), executor.submit(other)
+            try:
+                futures: list[Future[Any]] = [first, second]
+                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                    future.result()
+            except BaseException:
+                _end_processes()
+                raise
+            return first.result(), second.result()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +171,7 @@ def _run_apart(watch: Watch, name: str, call: Callable[[Steps], Returned]) -> tu
                 "want of memory. Close other programs, or export on a machine with more memory."
             ) from None
         except BaseException:
-            for process in multiprocessing.active_children():
-                if process.name.startswith("SpawnProcess"):
-                    process.terminate()
+            _end_processes()
             raise
         _drain(queue, watch, last=True)
     queue.close()
@@ -148,6 +179,12 @@ def _run_apart(watch: Watch, name: str, call: Callable[[Steps], Returned]) -> tu
         error = result.kind.__new__(result.kind, result.message)
         raise error
     return result, peak
+
+
+def _end_processes() -> None:
+    for process in multiprocessing.active_children():
+        if process.name.startswith("SpawnProcess"):
+            process.terminate()
 
 
 def _drain(queue: Any, watch: Watch, *, last: bool = False) -> None:

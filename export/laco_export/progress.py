@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,21 +53,26 @@ class Watch:
     """Time of every stage."""
     peak_bytes: dict[str, int] = field(default_factory=dict)
     """Most memory that the process of a stage held."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    """Stages may run at the same time, and each tells from a thread of its own."""
 
     def enter(self, name: str) -> None:
         """See `Steps`."""
-        self.name = name
-        self.progress(name, self.done, self.total)
+        with self._lock:
+            self.name = name
+            self.progress(name, self.done, self.total)
 
     def leave(self, name: str, seconds: float) -> None:
         """See `Steps`."""
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        with self._lock:
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def step(self) -> None:
         """See `Steps`."""
-        self.done += 1
-        self.total = max(self.total, self.done)
-        self.progress(self.name, self.done, self.total)
+        with self._lock:
+            self.done += 1
+            self.total = max(self.total, self.done)
+            self.progress(self.name, self.done, self.total)
 
 
 __all__ = ["Progress", "Steps", "Watch", "silent", "stage"]

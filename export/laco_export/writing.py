@@ -49,14 +49,43 @@ def write_graphs(
         ExportError: a graph cannot be written.
         ParityError: the runtime makes other pixels than the checkpoint's processor.
     """
+    modules = _load(steps, job)
+    _write_vision(steps, job, modules, root)
+    _write_language(steps, job, modules, form, root)
+    return _ask(steps, job, modules, work, asked)
+
+
+def write_vision(
+    steps: Steps, job: ExportJob, root: Path, work: Path, asked: QuestionSet | None
+) -> Written | None:
+    """The part of `write_graphs` that `write_language` does not do: encoders, PyTorch's answers."""
+    modules = _load(steps, job)
+    _write_vision(steps, job, modules, root)
+    return _ask(steps, job, modules, work, asked)
+
+
+def write_language(steps: Steps, job: ExportJob, form: DecoderForm, root: Path) -> None:
+    """The embeddings and the decoder alone."""
+    _write_language(steps, job, _load(steps, job), form, root)
+
+
+def _load(steps: Steps, job: ExportJob) -> Modules:
     with stage(steps, "load", count=0):
-        modules = job.load()
+        return job.load()
+
+
+def _write_vision(steps: Steps, job: ExportJob, modules: Modules, root: Path) -> None:
     if modules.newline is not None:
         write_newline(root, modules.newline)
     for source in job.variants:
         trained = source.name == MAIN_VARIANT
         with stage(steps, f"write vision_encoder{'' if trained else f' ({source.name})'}"):
             _write_encoder(job, modules, source, root)
+
+
+def _write_language(
+    steps: Steps, job: ExportJob, modules: Modules, form: DecoderForm, root: Path
+) -> None:
     with stage(steps, "write embed_tokens"):
         spec = graphs.embed_tokens(job.language.hidden_size)
         write_graph(EmbedGraph(modules.body.embed_tokens), spec, root / "onnx")
@@ -64,6 +93,11 @@ def write_graphs(
         _write_decoder(job, modules, DecoderForm(SOURCE_FLAVOUR), root)
         if form.flavour != SOURCE_FLAVOUR:
             _write_decoder(job, modules, form, root)
+
+
+def _ask(
+    steps: Steps, job: ExportJob, modules: Modules, work: Path, asked: QuestionSet | None
+) -> Written | None:
     if asked is None:
         return None
     with stage(steps, "ask PyTorch"):
@@ -111,4 +145,4 @@ def _write_decoder(job: ExportJob, modules: Modules, form: DecoderForm, root: Pa
     )
 
 
-__all__ = ["write_graphs"]
+__all__ = ["write_graphs", "write_language", "write_vision"]

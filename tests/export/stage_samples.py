@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from pathlib import Path
 
 import numpy as np
 
@@ -33,3 +35,15 @@ def break_down(steps: Steps) -> None:
 def die(steps: Steps) -> None:
     steps.enter("die")
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def meet(steps: Steps, folder: Path, name: str, other: str) -> str:
+    """Wait for another stage, at most a minute."""
+    with stage(steps, f"meet {other}"):
+        (folder / name).touch()
+        end = time.monotonic() + 60
+        while not (folder / other).exists():
+            if time.monotonic() > end:
+                raise ParityError(f"{other} never came. Try another.")
+            time.sleep(0.05)
+    return name
