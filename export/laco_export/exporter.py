@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shutil
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ from laco_export.processes import StageRunner
 from laco_export.progress import Progress, Watch, silent, stage
 from laco_export.prune import prune_sources, remove_all_but
 from laco_export.stages import (
+    ask_again,
     ask_source,
     compare,
     compile_module,
@@ -40,6 +43,7 @@ from laco_runtimes.manifest import (
     BundleFacts,
     EngineFacts,
     Manifest,
+    Noise,
     Parity,
     Variant,
 )
@@ -60,9 +64,11 @@ class ExportResult:
     path: Path
     manifest: Manifest
     seconds: dict[str, float]
-    """Time of every stage."""
+    """Time of every stage; some run at the same time, and none holds the start of its process."""
     peak_bytes: dict[str, int]
     """Most memory of the process that ran each stage; one process for all of a small model."""
+    total_seconds: float
+    """From the beginning to the end."""
     passed_over: tuple[str, ...] = ()
     """What a preset tried before, and how it missed."""
     calibrated: int = 0
@@ -149,6 +155,7 @@ class _Export:
 
     def run(self, candidates: tuple[Precisions, ...], out: Path) -> ExportResult:
         """All stages, in order."""
+        begin = time.perf_counter()
         job, root, work = self.job, self.root, self.work
         self._foretell(candidates)
         for name, source in job.files.items():
@@ -185,6 +192,7 @@ class _Export:
             replace_folder(root, out)
         return ExportResult(
             *(out, manifest, self.watch.seconds, self.watch.peak_bytes),
+            total_seconds=time.perf_counter() - begin,
             passed_over=tuple(passed_over),
             calibrated=self.calibrated,
         )
@@ -236,8 +244,15 @@ class _Export:
         """Compile the first candidate that parity allows."""
         passed_over: list[str] = []
         before = set(self.root.rglob("*"))
+        noise: Noise | None = None
+
+        def listen() -> None:
+            nonlocal noise
+            if noise is None and asked is not None and reference and self.unverified is None:
+                noise = self.runner.run("noise", ask_again, asked, self.root, reference)
+
         for precisions in candidates:
-            facts, variants = self._compile(precisions)
+            facts, variants = self._compile(precisions, listen)
             if asked is None or reference is None or self.unverified is not None:
                 return facts, variants, None, passed_over
             try:
@@ -259,11 +274,15 @@ class _Export:
                 logger.info("%s is passed over: %s", precisions, error)
                 remove_all_but(self.root, before)
             else:
+                parity = parity.model_copy(update={"noise": noise})
                 return facts, variants, parity, passed_over
         raise AssertionError("a menu of precisions has at least one candidate")
 
-    def _compile(self, precisions: Precisions) -> tuple[EngineFacts, tuple[Variant, ...]]:
-        """Every graph to what the engine loads."""
+    def _compile(
+        self, precisions: Precisions, beside: Callable[[], None]
+    ) -> tuple[EngineFacts, tuple[Variant, ...]]:
+        """Every graph to what the engine loads; `beside` is called where an encoder takes longer
+        than the language model."""
         job, root = self.job, self.root
         form = self.target.form(precisions, job.language, job.options)
         calibration = None
@@ -289,7 +308,9 @@ class _Export:
             )
 
         def language() -> tuple[str, ...]:
-            return made("embed_tokens"), made("decoder", form=form)
+            paths = made("embed_tokens"), made("decoder", form=form)
+            beside()
+            return paths
 
         paths, (embed_tokens, decoder) = self.runner.together(encoders, language)
         variants = tuple(

@@ -11,14 +11,19 @@ from pathlib import Path
 from laco_export.job import ExportJob, VariantSource
 from laco_export.parity.engine import check_engine
 from laco_export.parity.questions import QuestionSet
-from laco_export.parity.reference import ReferenceResult, Written, ask_reference
+from laco_export.parity.reference import (
+    ReferenceResult,
+    Written,
+    ask_reference,
+    measure_noise,
+)
 from laco_export.paths import decoder_path, encoder_folder
 from laco_export.precision import Module, Precisions
 from laco_export.progress import Steps, stage
 from laco_export.targets import TARGETS, CompileRequest
 from laco_runtimes import graphs
 from laco_runtimes.graphs import DecoderForm, GraphSpec
-from laco_runtimes.manifest import EngineFacts, Parity, Variant
+from laco_runtimes.manifest import EngineFacts, Noise, Parity, Variant
 
 
 def ask_source(
@@ -31,7 +36,13 @@ def ask_source(
     """
     with stage(steps, "reference", count=0):
         result = ask_reference(asked, root, written.answers, work, steps.step)
-    return ReferenceResult(result.answers, (*written.checks, *result.checks), result.noise)
+    return ReferenceResult(result.answers, (*written.checks, *result.checks))
+
+
+def ask_again(steps: Steps, asked: QuestionSet, root: Path, reference: ReferenceResult) -> Noise:
+    """How far the fp32 graphs are from themselves."""
+    with stage(steps, "noise", count=0):
+        return measure_noise(asked, root, reference.answers)
 
 
 def compile_module(steps: Steps, target: str, request: CompileRequest, label: str) -> str:
@@ -100,6 +111,7 @@ def compare(
 
 
 __all__ = [
+    "ask_again",
     "ask_source",
     "compare",
     "compile_module",

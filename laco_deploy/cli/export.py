@@ -155,8 +155,8 @@ def _show(result: ExportResult) -> None:
     modules = ", ".join(f"{name} {value}" for name, value in manifest.precision.items())
     say(
         f"{result.path}: {modules}, {result.size_bytes / 1e6:.1f} MB in {len(manifest.files)} "
-        f"files, {sum(result.seconds.values()):.1f} s, "
-        f"peak memory {max(result.peak_bytes.values()) / 1e9:.1f} GB"
+        f"files, {result.total_seconds:.1f} s, "
+        f"at most {max(result.peak_bytes.values()) / 1e9:.1f} GB of memory in a process"
     )
 
 
@@ -171,6 +171,7 @@ def _as_json(result: ExportResult) -> dict[str, Any]:
         "passed_over": list(result.passed_over),
         "calibration_images": result.calibrated,
         "size_bytes": result.size_bytes,
+        "total_seconds": result.total_seconds,
         "seconds": result.seconds,
         "peak_bytes": result.peak_bytes,
     }

@@ -126,7 +126,7 @@ def test_export_shows_every_figure_beside_what_is_asked_for(
     from laco_export.exporter import ExportResult
 
     manifest = bundle_for.manifest("openvino")
-    result = ExportResult(bundle_for("openvino"), manifest, {"seal": 1.0}, {"seal": 1 << 30})
+    result = ExportResult(bundle_for("openvino"), manifest, {"seal": 1.0}, {"seal": 1 << 30}, 2.5)
     asked: dict[str, object] = {}
 
     def export_checkpoint(*_: object, **options: object) -> object:

@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ ENCODERS = {"aimv2-large-448": 6, "siglip-so400m-384": 6, "internvit-300m-448": 
 """Published encoders, and the block that LaCo stands behind."""
 
 MOST_BYTES = 10_000_000_000
-"""Of memory, in any process of the export."""
+"""Of memory, in the process of a stage, and in the two that run at the same time."""
 
 
 def laco(*arguments: str | Path) -> str:
@@ -47,21 +48,27 @@ def test_a_model_of_full_size_is_exported_in_8_bits_within_its_memory(
             *("--after-block", str(ENCODERS[encoder]), "--ratio", "2", "--random-weights"),
             *("--out", checkpoint),
         )
+        begin = time.monotonic()
         told = json.loads(
             laco(
                 *("export", "--ckpt", checkpoint, "--target", "openvino", "--precision", "int8"),
                 *("--out", engine, "--json"),
             )
         )
+        wall = time.monotonic() - begin  # from the command to the end, imports and all
         manifest = open_bundle(engine).manifest
         assert manifest.parity is not None
         assert manifest.parity.images == LARGE.min_images + LARGE.adversarial
         # Every stage ran in a process of its own, and none took more than it may.
-        assert {"graphs", "reference", "compile decoder", "parity"} <= told["peak_bytes"].keys()
-        assert max(told["peak_bytes"].values()) <= MOST_BYTES
+        peak = told["peak_bytes"]
+        assert {"graphs", "reference", "noise", "parity"} <= peak.keys()
+        assert max(peak.values()) <= MOST_BYTES
+        # Nor all that may run at once; what both processes map of one file counts twice here.
+        halves = ("graphs", "language graphs"), ("compile vision_encoder", "compile decoder")
+        assert all(peak[one] + peak[other] <= MOST_BYTES for one, other in halves)
         seconds = {name: round(value) for name, value in told["seconds"].items()}
         peaks = {name: f"{value / 1e9:.1f} GB" for name, value in told["peak_bytes"].items()}
-        print(f"\n{encoder}: {sum(told['seconds'].values()):.0f} s {seconds}, {peaks}")
+        print(f"\n{encoder}: {wall:.0f} s from command to end, {seconds}, {peaks}")
         for check in manifest.parity.checks:
             print(f"  {check.stage} {check.measure} {check.found:.6g} {check.limit}")
     finally:

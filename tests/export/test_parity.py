@@ -84,7 +84,7 @@ def reference(
 ) -> ReferenceResult:
     """What the engine itself says: it is within every limit of it."""
     folder = tmp_path_factory.mktemp("answers") / "reference"
-    return ReferenceResult(ask_engine(engine, asked, folder, lambda: None), (), None)
+    return ReferenceResult(ask_engine(engine, asked, folder, lambda: None), ())
 
 
 def changed(

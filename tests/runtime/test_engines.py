@@ -56,6 +56,29 @@ def assert_close(logits: Floats, expected: Floats) -> None:
     assert np.abs(logits - expected).max() < TOLERANCE * np.abs(expected).max()
 
 
+def test_a_brief_engine_leaves_its_preparations_out_and_says_the_same(
+    bundle: Bundle, engine: LoadedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries: list[tuple[str, str]] = []
+    if bundle.manifest.target == "onnxruntime":
+        import onnxruntime
+
+        class Options(onnxruntime.SessionOptions):
+            def add_session_config_entry(self, name: str, value: str) -> None:
+                entries.append((name, value))
+                super().add_session_config_entry(name, value)
+
+        monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
+    brief = load_engine(request_for(bundle, brief=True))
+    if bundle.manifest.target == "onnxruntime":
+        assert entries.count(("session.disable_prepacking", "1")) == 2  # encoder and decoder
+    expected, found = (at_once(one.language, IDS) for one in (engine, brief))
+    assert_close(found, expected)
+    side = bundle.manifest.preprocessing.image_size
+    pixels = np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)
+    assert_close(*(one.vision.encode(pixels) for one in (brief, engine)))
+
+
 def at_once(language: LanguageModel, ids: Sequence[int]) -> Floats:
     language.rewind(0)
     return language.prefill(language.embed(ids))

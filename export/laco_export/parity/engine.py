@@ -67,7 +67,6 @@ def compare_engine(
         greedy_identical=language.identical,
         ties=language.ties,
         checks=(*reference.checks, *checks),
-        noise=reference.noise,
     )
 
 

@@ -31,11 +31,10 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceResult:
-    """What the fp32 graphs say, how far they are from PyTorch, and how far from themselves."""
+    """What the fp32 graphs say, and how far they are from PyTorch."""
 
     answers: Answers
     checks: tuple[Check, ...]
-    noise: Noise
 
 
 def load_source(job: ExportJob, root: Path, threads: int | None = None) -> LoadedEngine:
@@ -56,7 +55,7 @@ def load_source(job: ExportJob, root: Path, threads: int | None = None) -> Loade
         vision_encoder="onnx/vision_encoder.onnx",
         latency_only=False,
     )
-    return load_engine(LoadRequest(root, facts, variant, "cpu", threads))
+    return load_engine(LoadRequest(root, facts, variant, "cpu", threads, brief=True))
 
 
 def ask_reference(
@@ -87,19 +86,24 @@ def ask_reference(
     figures = onnx_figures(engine, few, pytorch, features, logits)
     checks = judge("onnx", figures, ONNX_LIMITS)
     require(checks, "onnxruntime", figures.worst)
-    # The first question is among those that are answered.
+    return ReferenceResult(answers, checks)
+
+
+def measure_noise(asked: QuestionSet, root: Path, answers: Answers) -> Noise:
+    """How far the fp32 graphs are from themselves: asked once more, and with one thread.
+
+    Args:
+        asked: all questions; the first of them is asked.
+        root: the bundle that is being written.
+        answers: what the graphs said.
+    """
     once = answers.features[asked.rows(0)], answers.logits[0, 0]
-    again = _look(engine, asked)
-    del engine  # its memory, before the other is loaded
+    again = _look(load_source(asked.job, root), asked)
     alone = _look(load_source(asked.job, root, threads=1), asked)
-    return ReferenceResult(
-        answers,
-        checks,
-        Noise(
-            repeated_logits=_apart(once[1], again[1]),
-            threads_logits=_apart(once[1], alone[1]),
-            threads_cosine_min=float(cosines(once[0], alone[0]).min()),
-        ),
+    return Noise(
+        repeated_logits=_apart(once[1], again[1]),
+        threads_logits=_apart(once[1], alone[1]),
+        threads_cosine_min=float(cosines(once[0], alone[0]).min()),
     )
 
 
@@ -116,4 +120,4 @@ def _apart(one: Floats, other: Floats) -> float:
     return float(np.abs(one - other).max())
 
 
-__all__ = ["ReferenceResult", "Written", "ask_reference", "load_source"]
+__all__ = ["ReferenceResult", "Written", "ask_reference", "load_source", "measure_noise"]

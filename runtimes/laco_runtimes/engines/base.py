@@ -115,6 +115,8 @@ class LoadRequest:
     """`auto`, or a device in the engine's own words; an explicit one never falls back."""
     threads: int | None = None
     """CPU threads per inference; None leaves it to the engine."""
+    brief: bool = False
+    """The engine will be asked little: what makes it faster later is not worth its time now."""
 
 
 @dataclass(frozen=True, slots=True)
