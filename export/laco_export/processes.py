@@ -87,12 +87,13 @@ class StageRunner:
             return one(), other()
         with ThreadPoolExecutor(2) as executor:
             first, second = executor.submit(one), executor.submit(other)
+            futures: list[Future[Any]] = [first, second]
             try:
-                futures: list[Future[Any]] = [first, second]
                 for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                     future.result()
             except BaseException:
-                _end_processes()
+                while wait(futures, timeout=_POLL_S).not_done:  # between two stages it has none
+                    _end_processes()
                 raise
             return first.result(), second.result()
 

@@ -128,7 +128,7 @@ def test_more_weights_take_more_memory_and_stages_apart_less_than_all_at_once(
     assert all(both.stages[name] >= bytes_ for name, bytes_ in expected.stages.items())
     assert both.stages["compile"] > expected.stages["compile"]
     # AIMv2-Large and SigLIP-SO400M took this much.
-    measured = {310_000_000: 4.5e9, 428_000_000: 5.0e9}
+    measured = {310_000_000: 4.2e9, 428_000_000: 4.5e9}
     for weights, peak in measured.items():
         size = ModelSize(weights, 136_000_000, 494_000_000)
         foretold = forecast(replace(job, size=size), calibrated=True).peak
