@@ -35,7 +35,9 @@ def opened(flavours: Written, name: str) -> LanguageModel:
     form = DecoderForm(name)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:  # these tests give embeddings, so there is no table
         real = engine._open
-        patch.setattr(engine, "_open", lambda file, *rest: real(file, *rest) if file else None)
+        patch.setattr(
+            engine, "_open", lambda file, *rest, **more: file and real(file, *rest, **more)
+        )
         return open_language(path, None, FACTS, form)  # type: ignore[arg-type]
 
 
