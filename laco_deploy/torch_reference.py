@@ -59,11 +59,9 @@ class TorchReference:
         prompt = torch.tensor([list(ids)])
         model: Any = self._model  # `generate` is typed for other classes
         features: list[torch.Tensor] = []
-        # What it saw on the way: encoding the image once more takes seconds at full size.
-        with (
-            unwarned(),
-            _results(model.model.projector, features),
-        ):  # it warns, for every image, that nothing will stop it
+        # The visual tokens on their way: to encode the image once more takes seconds at full size.
+        # `generate` also warns, for every image, that nothing will stop it.
+        with _results(model.model.projector, features), unwarned():
             output = model.generate(
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),

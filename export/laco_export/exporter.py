@@ -279,10 +279,10 @@ class _Export:
         raise AssertionError("a menu of precisions has at least one candidate")
 
     def _compile(
-        self, precisions: Precisions, beside: Callable[[], None]
+        self, precisions: Precisions, meanwhile: Callable[[], None]
     ) -> tuple[EngineFacts, tuple[Variant, ...]]:
-        """Every graph to what the engine loads; `beside` is called where an encoder takes longer
-        than the language model."""
+        """Every graph to what the engine loads. An encoder usually takes longest: `meanwhile` is
+        called behind the language model."""
         job, root = self.job, self.root
         form = self.target.form(precisions, job.language, job.options)
         calibration = None
@@ -309,7 +309,7 @@ class _Export:
 
         def language() -> tuple[str, ...]:
             paths = made("embed_tokens"), made("decoder", form=form)
-            beside()
+            meanwhile()
             return paths
 
         paths, (embed_tokens, decoder) = self.runner.together(encoders, language)

@@ -59,7 +59,8 @@ def forecast(job: ExportJob, *, calibrated: bool = False, beside: bool = False) 
             # Beside the encoder's process that of the decoder maps the same files.
             "graphs": _BASE * (1 + beside) + int(1.3 * weights + 0.8 * decoder * beside),
             "reference": _BASE + int(1.1 * graphs),
-            "compile": _BASE * (1 + beside) + (sum if beside else max)(halves),
+            # Behind the decoder, which is smaller, the fp32 graphs are asked again.
+            "compile": _BASE * (1 + beside) + (halves[0] + graphs if beside else max(halves)),
             "parity": _BASE + int((1 if calibrated else 1.5) * graphs),
         }
     )

@@ -64,8 +64,11 @@ def test_a_model_of_full_size_is_exported_in_8_bits_within_its_memory(
         assert {"graphs", "reference", "noise", "parity"} <= peak.keys()
         assert max(peak.values()) <= MOST_BYTES
         # Nor all that may run at once; what both processes map of one file counts twice here.
-        halves = ("graphs", "language graphs"), ("compile vision_encoder", "compile decoder")
-        assert all(peak[one] + peak[other] <= MOST_BYTES for one, other in halves)
+        for one, *others in (
+            ("graphs", "language graphs"),
+            ("compile vision_encoder", "compile embed_tokens", "compile decoder", "noise"),
+        ):
+            assert peak[one] + max(peak[other] for other in others) <= MOST_BYTES
         seconds = {name: round(value) for name, value in told["seconds"].items()}
         peaks = {name: f"{value / 1e9:.1f} GB" for name, value in told["peak_bytes"].items()}
         print(f"\n{encoder}: {wall:.0f} s from command to end, {seconds}, {peaks}")
