@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from laco_deploy.model.checkpoint import unwarned
 from laco_deploy.model.image_processing import LacoImageProcessor
@@ -20,6 +19,9 @@ from laco_export.protocols import Floats, GreedyAnswer, Size
 class TorchReference:
     """The model itself, asked through its own public methods.
 
+    An image is encoded once, also where it is asked about twice in a row: at full size that takes
+    seconds.
+
     Args:
         model: in evaluation mode.
         images: the checkpoint's own processor of images.
@@ -28,6 +30,7 @@ class TorchReference:
     def __init__(self, model: LacoForConditionalGeneration, images: LacoImageProcessor) -> None:
         self._model = model
         self.images = images
+        self._seen: tuple[Floats, Size | None, BaseModelOutputWithPooling] | None = None
 
     def preprocess(self, image: NDArray[np.uint8]) -> Floats:
         """[H, W, 3] -> [tiles, 3, S, S]."""
@@ -44,9 +47,10 @@ class TorchReference:
         with torch.no_grad():
             output = self._model(
                 input_ids=torch.tensor([list(ids)]),
-                **_image(pixel_values, size),
+                mm_encoder_outputs={"image": self._encode(pixel_values, size)},
+                logits_to_keep=torch.tensor(list(positions)),
             )
-        return output.logits[0, list(positions)].numpy()  # type: ignore[no-any-return]
+        return output.logits[0].numpy()  # type: ignore[no-any-return]
 
     def greedy(
         self,
@@ -57,15 +61,13 @@ class TorchReference:
     ) -> GreedyAnswer:
         """transformers' own `generate`, past stop tokens."""
         prompt = torch.tensor([list(ids)])
+        image = self._encode(pixel_values, size)
         model: Any = self._model  # `generate` is typed for other classes
-        features: list[torch.Tensor] = []
-        # The visual tokens on their way: to encode the image once more takes seconds at full size.
-        # `generate` also warns, for every image, that nothing will stop it.
-        with _results(model.model.projector, features), unwarned():
+        with unwarned():  # that nothing will stop it
             output = model.generate(
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
-                **_image(pixel_values, size),
+                mm_encoder_outputs={"image": image},
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 eos_token_id=-1,  # no token has it, so nothing ends the answer early
@@ -73,31 +75,28 @@ class TorchReference:
                 output_logits=True,
                 return_dict_in_generate=True,
             )
-        [seen] = features
+        assert image.last_hidden_state is not None
         return GreedyAnswer(
-            features=seen.numpy(),
+            features=image.last_hidden_state.numpy(),
             tokens=tuple(output.sequences[0, len(ids) :].tolist()),
             logits=torch.cat(output.logits).numpy(),  # [new tokens, V]
         )
 
-
-@contextmanager
-def _results(module: nn.Module, found: list[torch.Tensor]) -> Iterator[None]:
-    """Note what a module returns."""
-    hook = module.register_forward_hook(lambda _, __, result: found.append(result))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _image(pixel_values: Floats, size: Size | None) -> dict[str, torch.Tensor]:
-    """One image as the model takes it, [tiles, 3, S, S]."""
-    values = {
-        "pixel_values": torch.from_numpy(pixel_values),
-        "num_tiles": torch.tensor([len(pixel_values)]),
-    }
-    return values if size is None else {**values, "image_sizes": torch.tensor([size])}
+    def _encode(self, pixel_values: Floats, size: Size | None) -> BaseModelOutputWithPooling:
+        """One image, [tiles, 3, S, S]."""
+        if self._seen is not None:
+            pixels, seen_size, seen = self._seen
+            if size == seen_size and np.array_equal(pixels, pixel_values):
+                return seen
+        with torch.no_grad():
+            output: BaseModelOutputWithPooling = self._model.model.get_image_features(
+                torch.from_numpy(pixel_values),
+                None if size is None else torch.tensor([size]),
+                torch.tensor([len(pixel_values)]),
+                return_dict=True,
+            )
+        self._seen = pixel_values, size, output
+        return output
 
 
 __all__ = ["TorchReference"]

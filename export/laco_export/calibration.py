@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +12,10 @@ import numpy as np
 from laco_export.disk_array import disk_array
 from laco_export.job import ExportJob
 from laco_export.parity.plan import LARGE_WEIGHTS
+from laco_export.parity.questions import QuestionSet
 from laco_export.pictures import extremes
 from laco_export.precision import Precisions
+from laco_export.protocols import Floats
 from laco_export.targets.base import TargetType
 from laco_runtimes.errors import ArgumentError
 from laco_runtimes.images import ImageSource, load_image, preprocess
@@ -53,6 +58,17 @@ def check_calibration(job: ExportJob, target: TargetType, precisions: Precisions
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What the images come to."""
+
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """What `CompileRequest.calibration` is, by the name of the encoder's variant."""
+    known: Mapping[int, Floats] = field(default_factory=dict)
+    """By number of the question: the fp32 graph's visual tokens of its image, [1, N', D], where it
+    was one of them."""
+
+
 def write_calibration(job: ExportJob, path: Path) -> Path:
     """Write pixel values, `.npy` [images, 3, S, S].
 
@@ -69,4 +85,31 @@ def write_calibration(job: ExportJob, path: Path) -> Path:
     return path
 
 
-__all__ = ["calibration_images", "check_calibration", "write_calibration"]
+def also_asked(asked: QuestionSet, pixels: Floats) -> dict[int, int]:
+    """Questions whose one tile is among calibration images, by number: the place of that.
+
+    Args:
+        asked: all questions.
+        pixels: as `write_calibration` has written them, [images, 3, S, S].
+    """
+    places = {_digest(image): place for place, image in enumerate(pixels)}
+    found = {}
+    for index, question in enumerate(asked.questions):
+        if question.tiles == 1:
+            digest = _digest(asked.pixel_values(index)[0])
+            if digest in places:
+                found[index] = places[digest]
+    return found
+
+
+def _digest(image: Floats) -> bytes:
+    return hashlib.sha256(image.tobytes()).digest()
+
+
+__all__ = [
+    "Calibrated",
+    "also_asked",
+    "calibration_images",
+    "check_calibration",
+    "write_calibration",
+]

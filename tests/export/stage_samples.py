@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +19,18 @@ def grow(steps: Steps, megabytes: int) -> int:
     with stage(steps, "grow", count=2):
         held = np.ones(megabytes * 125_000)
     return os.getpid() if held.all() else 0
+
+
+def imported(steps: Steps, name: str) -> bool:
+    """Whether a module is there that nothing here imports."""
+    return name in sys.modules
+
+
+def wait(steps: Steps, path: Path) -> None:
+    """Say who waits, for ever."""
+    path.with_suffix(".part").write_text(str(os.getpid()))
+    path.with_suffix(".part").replace(path)
+    time.sleep(600)
 
 
 def miss(steps: Steps) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -47,6 +48,60 @@ def test_a_stage_apart_reports_home_and_takes_its_memory_with_it(
     assert list(apart.watch.seconds) == ["grow"]
     if sys.platform != "win32":
         assert 300_000_000 < apart.watch.peak_bytes["memory"] < 700_000_000
+
+
+FORKED = """
+import sys
+from pathlib import Path
+from laco_export.processes import StageRunner, prepare
+from laco_export.progress import Watch
+from laco_runtimes.errors import ParityError
+from tests.export import stage_samples
+prepared = sys.argv[1] == "prepared"
+if prepared:
+    prepare(["wave", "no.such.module"])
+told = []
+runner = StageRunner(Watch(lambda *step: told.append(step), 2), apart=True)
+assert runner.run("imported", stage_samples.imported, "wave") == prepared
+try:
+    runner.run("work", stage_samples.miss)
+except ParityError:
+    pass
+runner.run("memory", stage_samples.grow, 1)
+assert told[-1] == ("grow", 2, 2)
+runner.run("wait", stage_samples.wait, Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked")
+@pytest.mark.parametrize("how", ["prepared", "not"])
+def test_a_stage_is_forked_from_what_is_prepared_and_ends_with_who_asked(
+    tmp_path: Path, how: str
+) -> None:
+    path = tmp_path / "process"
+    root = Path(__file__).parents[2]
+    with subprocess.Popen([sys.executable, "-c", FORKED, how, str(path)], cwd=root) as asking:
+        try:
+            until(lambda: path.exists() or asking.poll() is not None)
+            assert path.exists(), "the process ended before its last stage"
+            process = int(path.read_text())
+            assert runs(process)
+        finally:
+            asking.kill()
+    until(lambda: not runs(process))
+
+
+def runs(process: int) -> bool:
+    """Nobody may have asked how it ended."""
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rpartition(") ")[2][0] != "Z"
+
+
+def until(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_stages_behind_the_first_do_without_torch() -> None:

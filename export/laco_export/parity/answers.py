@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from laco_export.disk_array import disk_array
 from laco_export.parity.questions import QuestionSet
+from laco_export.parity.rows import ROWS, Rows
 from laco_export.protocols import Floats
 from laco_runtimes.engines.base import LoadedEngine
 from laco_runtimes.generation import greedy, splice
@@ -49,30 +50,19 @@ class AnswerFiles:
 
     Args:
         folder: made.
-        tiles: of all images.
-        tokens_per_tile: N'.
-        width: D.
-        answers: how many answers.
-        length: tokens of the longest.
-        vocabulary: V.
+        asked: the questions.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        tiles: int,
-        tokens_per_tile: int,
-        width: int,
-        answers: int,
-        length: int,
-        vocabulary: int,
-    ) -> None:
+    def __init__(self, folder: Path, asked: QuestionSet) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
-        self.features: Floats = self._make("features", np.float32, tiles, tokens_per_tile, width)
-        self.logits: Floats = self._make("logits", np.float32, answers, length, vocabulary)
-        self.tokens: NDArray[np.int64] = self._make("tokens", np.int64, answers, length)
+        facts, answers = asked.job.language, (len(asked.answered), asked.longest)
+        tokens_per_tile = asked.job.variants[0].tokens_per_tile
+        self.features: Floats = self._make(
+            "features", np.float32, len(asked.tile_names), tokens_per_tile, facts.hidden_size
+        )
+        self.logits: Floats = self._make("logits", np.float32, *answers, facts.vocab_size)
+        self.tokens: NDArray[np.int64] = self._make("tokens", np.int64, *answers)
         self.tokens[:] = UNUSED
 
     def _make(self, name: str, dtype: type, *shape: int) -> NDArray:  # type: ignore[type-arg]
@@ -125,16 +115,7 @@ def ask_engine(
         forced: tokens to feed back whatever it would say itself, [answers, tokens]. None, and
             `UNUSED` in a place, lets it answer freely: the likeliest token, past any stop token.
     """
-    facts = asked.job.language
-    files = AnswerFiles(
-        folder,
-        tiles=len(asked.tile_names),
-        tokens_per_tile=asked.job.variants[0].tokens_per_tile,
-        width=facts.hidden_size,
-        answers=len(asked.answered),
-        length=asked.longest,
-        vocabulary=facts.vocab_size,
-    )
+    files = AnswerFiles(folder, asked)
     rows = {index: row for row, index in enumerate(asked.answered)}
     for index, question in enumerate(asked.questions):
         features = engine.vision.encode(asked.pixel_values(index))  # [tiles, N', D]
@@ -156,4 +137,68 @@ def ask_engine(
     return files.done()
 
 
-__all__ = ["UNUSED", "AnswerFiles", "Answers", "ask_engine", "prompt_embeds"]
+def ask_source(
+    engine: LoadedEngine,
+    rows: Rows,
+    asked: QuestionSet,
+    folder: Path,
+    step: Callable[[], None],
+    *,
+    forced: NDArray[np.int64],
+    known: Mapping[int, Floats],
+) -> Answers:
+    """The same of the fp32 graphs, several answers at a time.
+
+    Args:
+        engine: runs the graphs.
+        rows: the decoder once more.
+        asked: the questions.
+        folder: where to write; made.
+        step: called after each image.
+        forced: as of `ask_engine`.
+        known: visual tokens of images that were encoded before, [tiles, N', D], by the number of
+            the question.
+    """
+    files = AnswerFiles(folder, asked)
+    waiting: list[tuple[int, Floats]] = []  # rows in the files, and logits behind their prompts
+    last = len(asked.questions) - 1
+    for index, question in enumerate(asked.questions):
+        features = known.get(index)
+        if features is None:
+            features = engine.vision.encode(asked.pixel_values(index))  # [tiles, N', D]
+        files.features[asked.rows(index)] = features
+        if index in asked.answered:
+            embeds = prompt_embeds(engine, asked, index, question.ids, features)
+            waiting.append((asked.answered.index(index), rows.add(embeds)))
+        if waiting and (len(waiting) == ROWS or index == last):
+            _answer(engine, rows, asked, files, waiting, forced)
+            rows.clear()
+            waiting = []
+        step()
+    return files.done()
+
+
+def _answer(
+    engine: LoadedEngine,
+    rows: Rows,
+    asked: QuestionSet,
+    files: AnswerFiles,
+    waiting: Sequence[tuple[int, Floats]],
+    forced: NDArray[np.int64],
+) -> None:
+    """Answers to all prompts of a batch, each as long as its question asks."""
+    places = [row for row, _ in waiting]
+    logits = np.stack([one for _, one in waiting])  # [rows, V]
+    lengths = [asked.questions[asked.answered[row]].tokens for row in places]
+    for place in range(max(lengths)):
+        tokens = []
+        for row, length, found in zip(places, lengths, logits, strict=True):
+            given = int(forced[row, place])
+            tokens.append(given if given != UNUSED else greedy(found))
+            if place < length:
+                files.logits[row, place], files.tokens[row, place] = found, tokens[-1]
+        if place + 1 < max(lengths):
+            logits = rows.step(engine.language.embed(tokens))
+
+
+__all__ = ["UNUSED", "AnswerFiles", "Answers", "ask_engine", "ask_source", "prompt_embeds"]

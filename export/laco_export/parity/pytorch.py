@@ -7,7 +7,7 @@ when that memory is free again.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from laco_export.job import ExportJob
 from laco_export.parity.answers import AnswerFiles, Answers, prompt_embeds
 from laco_export.parity.measures import Figures, language_figures, visual_figures
-from laco_export.parity.questions import QuestionSet, token_layout
+from laco_export.parity.questions import Question, QuestionSet, token_layout
 from laco_export.parity.thresholds import ROWS
 from laco_export.protocols import Floats, ImageEncoder, Reference
 from laco_runtimes.engines.base import LoadedEngine
@@ -60,27 +60,18 @@ def ask_pytorch(reference: Reference, asked: QuestionSet, folder: Path) -> Answe
         asked: few: each costs a whole answer.
         folder: where to write; made.
     """
-    facts = asked.job.language
-    files = AnswerFiles(
-        folder,
-        tiles=len(asked.tile_names),
-        tokens_per_tile=asked.job.variants[0].tokens_per_tile,
-        width=facts.hidden_size,
-        answers=len(asked.questions),
-        length=asked.longest,
-        vocabulary=facts.vocab_size,
-    )
+    files = AnswerFiles(folder, asked)
     for row, question in enumerate(asked.questions):
         pixels = asked.pixel_values(row)
         answer = reference.greedy(pixels, question.ids, question.tokens, question.size)
         files.features[asked.rows(row)] = answer.features
         files.tokens[row, : question.tokens] = answer.tokens
         files.logits[row, : question.tokens] = answer.logits
-    answers = files.done()
-    ids, positions = _cache_walk(asked, answers)
-    size = asked.questions[0].size
-    np.save(folder / "cache.npy", reference.logits_at(asked.pixel_values(0), ids, positions, size))
-    return answers
+        if row == 0:  # now: its image need not be encoded again
+            ids, positions = _cache_walk(question, asked.job, answer.tokens)
+            logits = reference.logits_at(pixels, ids, positions, question.size)
+            np.save(folder / "cache.npy", logits)
+    return files.done()
 
 
 def ask_baselines(encoders: Mapping[str, ImageEncoder], asked: QuestionSet, folder: Path) -> None:
@@ -122,13 +113,13 @@ def onnx_figures(
     return figures
 
 
-def _cache_walk(asked: QuestionSet, answers: Answers) -> tuple[list[int], list[int]]:
+def _cache_walk(
+    question: Question, job: ExportJob, answer: Sequence[int]
+) -> tuple[list[int], list[int]]:
     """Token ids of one question with the start of its answer, and the positions to compare at:
     the first two, the middle of the image, the end of the prompt, and single steps behind it."""
-    question = asked.questions[0]
-    behind = answers.tokens[0, : min(STEPS_BEHIND, question.tokens - 1)].tolist()
-    ids = [*question.ids, *behind]
-    image = np.flatnonzero(np.asarray(question.ids) == asked.job.prompt.image_token_id)
+    ids = [*question.ids, *answer[: min(STEPS_BEHIND, question.tokens - 1)]]
+    image = np.flatnonzero(np.asarray(question.ids) == job.prompt.image_token_id)
     end = len(question.ids) - 1
     positions = {0, 1, int(image[len(image) // 2]), end, *range(end + 1, len(ids))}
     return ids, sorted(positions)
@@ -136,7 +127,7 @@ def _cache_walk(asked: QuestionSet, answers: Answers) -> tuple[list[int], list[i
 
 def _walk(engine: LoadedEngine, asked: QuestionSet, answers: Answers, features: Floats) -> Floats:
     """Logits at the same positions, each piece behind what the KV cache holds, [positions, V]."""
-    ids, positions = _cache_walk(asked, answers)
+    ids, positions = _cache_walk(asked.questions[0], asked.job, answers.tokens[0].tolist())
     embeds = prompt_embeds(engine, asked, 0, ids, features)
     engine.language.rewind(0)
     starts = [0, *(position + 1 for position in positions[:-1])]

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from laco_export.job import ExportJob
-from laco_export.parity.answers import UNUSED, Answers, ask_engine, prompt_embeds
+from laco_export.parity.answers import UNUSED, Answers, ask_source, prompt_embeds
 from laco_export.parity.measures import cosines
 from laco_export.parity.pytorch import onnx_figures
 from laco_export.parity.questions import QuestionSet
+from laco_export.parity.rows import Rows
 from laco_export.parity.thresholds import ONNX_LIMITS
 from laco_export.parity.verdict import judge, require
+from laco_export.paths import decoder_path
 from laco_export.protocols import Floats
 from laco_runtimes.engines import load_engine
 from laco_runtimes.engines.base import LoadedEngine, LoadRequest
+from laco_runtimes.engines.onnxruntime import decoder_session
+from laco_runtimes.graphs import DecoderForm
 from laco_runtimes.manifest import Check, EngineFacts, Noise, Variant
 
 
@@ -45,7 +49,7 @@ def load_source(job: ExportJob, root: Path, threads: int | None = None) -> Loade
         language=job.language,
         vision=job.vision,
         embed_tokens="onnx/embed_tokens.onnx",
-        decoder="onnx/decoder.onnx",
+        decoder=decoder_path(DecoderForm()),
     )
     trained = job.variants[0]
     variant = Variant(
@@ -59,7 +63,12 @@ def load_source(job: ExportJob, root: Path, threads: int | None = None) -> Loade
 
 
 def ask_reference(
-    asked: QuestionSet, root: Path, pytorch: Answers, work: Path, step: Callable[[], None]
+    asked: QuestionSet,
+    root: Path,
+    pytorch: Answers,
+    known: Mapping[int, Floats],
+    work: Path,
+    step: Callable[[], None],
 ) -> ReferenceResult:
     """Ask the fp32 graphs everything, and hold them against PyTorch where it has answered.
 
@@ -69,6 +78,7 @@ def ask_reference(
         asked: all questions.
         root: the bundle that is being written.
         pytorch: answers to `asked.some(asked.job.plan.pytorch)`.
+        known: visual tokens that the graph has made of images already.
         work: where to write.
         step: called after each image.
 
@@ -80,7 +90,8 @@ def ask_reference(
     rows = [asked.answered.index(place) for place in few.places]
     forced = np.full((len(asked.answered), asked.longest), UNUSED)
     forced[rows, : few.longest] = pytorch.tokens
-    answers = ask_engine(engine, asked, work / "reference", step, forced=forced)
+    batch = Rows(decoder_session(engine.language), asked.job.language)
+    answers = ask_source(engine, batch, asked, work / "reference", step, forced=forced, known=known)
     features = np.concatenate([answers.features[asked.rows(place)] for place in few.places])
     logits = answers.logits[rows, : few.longest]
     figures = onnx_figures(engine, few, pytorch, features, logits)

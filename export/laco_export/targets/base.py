@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from laco_export.choices import choose
 from laco_export.precision import PrecisionMenu, Precisions
@@ -52,7 +52,7 @@ class CompileRequest:
     precision: str
     """Of this graph: a key of `VISION_PRECISIONS` or `LLM_PRECISIONS`."""
     calibration: Path | None = None
-    """`.npy` file of pixel values, [images, 3, S, S] float32; for the vision encoder alone."""
+    """For a vision encoder whose activations are rounded: what `TargetType.calibration` says."""
     form: DecoderForm | None = None
     """Of the decoder as the engine shall take it: the fp32 graph has its flavour and capacity, but
     a cache of float32. None for the other graphs."""
@@ -105,6 +105,9 @@ class TargetType:
     precisions: PrecisionMenu
     calibrated: tuple[str, ...] = ()
     """Vision precisions whose ranges of activations are found on images."""
+    calibration: Literal["pixels", "ranges"] = "pixels"
+    """What `compile` is given for them: a `.npy` file of pixel values, [images, 3, S, S] float32,
+    or the `.npz` file that `laco_export.ranges.measure_ranges` wrote from them."""
     compile: Callable[[CompileRequest], str]
     """Make what the engine loads; the path in the bundle comes back."""
     finish: Callable[[FinishRequest], None] = nothing_to_finish

@@ -209,6 +209,7 @@ TARGET = TargetType(
         fast=(Precisions("int8", "int8"), Precisions("int8w", "int8"), Precisions("fp32", "fp32")),
     ),
     calibrated=("int8",),
+    calibration="ranges",
     compile=compile_graph,
     finish=write_genai_files,
 )

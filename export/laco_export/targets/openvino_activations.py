@@ -1,23 +1,23 @@
-"""Weights and activations of an encoder's dense layers in 8 bits, from one pass over images.
+"""Weights and activations of an encoder's dense layers in 8 bits, from ranges of their channels.
 
 What smoothing needs, the largest value of each channel, and what rounding needs, the range behind
 smoothing, both follow from the least and the largest value of each channel before it. So images are
-encoded once, where a chain of separate steps would encode them after each.
+encoded once (`laco_export.ranges`), where a chain of separate steps would encode them after each.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from laco_export.ranges import Range, read_ranges
 from laco_export.targets.base import CompileRequest
 from laco_export.targets.openvino_weights import dense_layers, outputs_first
-from laco_runtimes.engines.openvino import import_openvino, latency_config, openvino_core
 from laco_runtimes.errors import ExportError
 
 if TYPE_CHECKING:
@@ -53,30 +53,20 @@ class _Group:
     """Each with its weight."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Range:
-    """Least and largest value of each channel, [C] each."""
-
-    low: Floats
-    high: Floats
-
-
 def int8_activations(model: Model, request: CompileRequest) -> Model:
     """Round the weights of every dense layer and what goes into it, by what images cause.
 
     Raises:
-        ExportError: there are no calibration images, or they cause something that is no number.
+        ExportError: there are no calibration images, or a layer is not one of the fp32 graph.
     """
     if request.calibration is None:
         raise ExportError(
             "int8 needs calibration images, and none were given. "
             "Give --calibration, or use --vision-precision int8w."
         )
-    images = np.load(request.calibration, mmap_mode="r", allow_pickle=False)  # [images, 3, S, S]
-    groups = _groups(model)
-    ranges = _ranges(model, [group.source for group in groups], images)
-    for group, found in zip(groups, ranges, strict=True):
-        _round(group, found)
+    ranges = read_ranges(request.calibration)
+    for group in _groups(model):
+        _round(group, _range(group.source, ranges))
     outputs_first(model)  # now, when weights have a quarter of the bytes
     return model
 
@@ -111,36 +101,18 @@ def _readers_of_pixels(model: Model) -> frozenset[str]:
     return frozenset(names)
 
 
-def _ranges(model: Model, sources: Sequence[Output], images: Floats) -> list[_Range]:
-    """Of each channel over all images: the outermost values, not their mean. A range that cuts off
-    a blank page costs more than steps that are a little wider."""
-    openvino = import_openvino()
-    ops = importlib.import_module("openvino.opset13")
-    outputs = []
-    for source in sources:
-        axes = np.arange(source.get_partial_shape().rank.get_length() - 1)
-        outputs += [ops.reduce_min(source, axes), ops.reduce_max(source, axes)]
-    core = openvino_core()
-    config = {**latency_config(core, "CPU"), "INFERENCE_PRECISION_HINT": "f32"}
-    probe = openvino.Model(outputs, model.get_parameters())
-    request = core.compile_model(probe, "CPU", config).create_infer_request()
-    found: list[Floats] = []
-    for image in images:
-        request.infer({0: image[None]})
-        values = [request.get_output_tensor(place).data for place in range(len(outputs))]
-        if not found:
-            found = [np.array(value) for value in values]
-        for place, value in enumerate(values):
-            (np.maximum if place % 2 else np.minimum)(found[place], value, out=found[place])
-    if not all(np.isfinite(value).all() for value in found):
-        raise ExportError(
-            "the calibration images cause values in the encoder that are no numbers. "
-            "Check the weights, or use --vision-precision int8w."
-        )
-    return [_Range(*pair) for pair in zip(found[::2], found[1::2], strict=True)]
+def _range(source: Output, ranges: Mapping[str, Range]) -> Range:
+    """By the name that the value has in the fp32 graph, which OpenVINO keeps."""
+    for name in source.get_names():
+        if name in ranges:
+            return ranges[name]
+    raise ExportError(
+        f"OpenVINO made '{source.get_node().get_friendly_name()}' of the encoder, whose range is "
+        "not known. Check the version of openvino, or use --vision-precision int8w."
+    )
 
 
-def _round(group: _Group, found: _Range) -> None:
+def _round(group: _Group, found: Range) -> None:
     """Put a factor per channel and a rounding before the layers, and what undoes the factor into
     their weights."""
     ops = importlib.import_module("openvino.opset13")
@@ -162,7 +134,7 @@ def _round(group: _Group, found: _Range) -> None:
         layer.input(1).replace_source_output(ops.multiply(wide, ops.constant(steps)).output(0))
 
 
-def _smoothing(group: _Group, found: _Range) -> Floats:
+def _smoothing(group: _Group, found: Range) -> Floats:
     """By what each channel is divided, [C], so that activations and weights share its range."""
     activations = np.maximum(np.maximum(-found.low, found.high), LEAST)
     weights = np.full_like(activations, LEAST)

@@ -13,6 +13,7 @@ from laco_runtimes import graphs
 from laco_runtimes.engines.base import (
     Capabilities,
     Floats,
+    LanguageModel,
     LoadedEngine,
     LoadRequest,
     cannot_score,
@@ -117,6 +118,19 @@ def open_language(
     )
 
 
+def decoder_session(model: LanguageModel) -> InferenceSession:
+    """What runs the decoder of a language model that this engine opened, for other uses of it.
+
+    Raises:
+        EngineError: another engine opened it.
+    """
+    if not isinstance(model, _Language):
+        raise EngineError(
+            f"{type(model).__name__} is no language model of ONNX Runtime. Load one with it."
+        )
+    return model.decoder
+
+
 def _opened(decoder: Path) -> OpenDecoder | None:
     with engine_errors(f"reading '{decoder}'", RETRY):
         if decoder.stat().st_size > MAX_BYTES:
@@ -150,7 +164,7 @@ class _Language:
         from onnxruntime import OrtValue
 
         self._embed = embed
-        self._decoder = decoder
+        self.decoder = decoder
         self._cache: Cache = CACHES[form.flavour](facts, form.cache_dtype, device)
         self._takes_positions = "position_ids" in {one.name for one in decoder.get_inputs()}
         # What is bound stays bound: a step binds its own token and, where it must, the cache.
@@ -212,7 +226,7 @@ class _Language:
             for name, array in inputs.items():
                 binding.bind_cpu_input(name, array)
             self._cache.bind(binding, total)
-            self._decoder.run_with_iobinding(binding)
+            self.decoder.run_with_iobinding(binding)
             self._cache.accept(binding)
         self._length = total
 
@@ -288,4 +302,4 @@ def _open(
     return session
 
 
-__all__ = ["load", "open_language"]
+__all__ = ["decoder_session", "load", "open_language"]

@@ -27,6 +27,7 @@ from tests.export.openvino.work import (
     divergence,
     logits_along,
     request_for,
+    write_ranges,
 )
 
 EXACT = Precisions("fp32", "fp32")
@@ -200,9 +201,9 @@ def test_int8_activations_round_no_image_that_is_made_smaller(tiny: Source, tmp_
     patches = ops.convolution(image, weight(32, 3, 4, 4), [4, 4], [0, 0], [0, 0], [1, 1])
     rows = ops.reshape(patches, np.array([1, 4, 32]), False)
     model = openvino.Model([ops.matmul(ops.relu(rows), weight(32, 32), False, True)], [pixels])
-    np.save(tmp_path / "images.npy", generator.normal(size=(2, 3, 16, 16)).astype(np.float32))
+    ranges = write_ranges(model, weight(1, 3, 16, 16), tmp_path / "ranges.npz")
     request = request_for(tiny, tmp_path, "vision_encoder", "int8")
-    model = int8_activations(model, replace(request, calibration=tmp_path / "images.npy"))
+    model = int8_activations(model, replace(request, calibration=ranges))
     rounded = {
         one.get_friendly_name()
         for one in model.get_ops()

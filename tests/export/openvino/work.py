@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -15,16 +15,21 @@ from laco_deploy.model.checkpoint import Checkpoint, load_checkpoint
 from laco_export.graphs import DecoderGraph, EmbedGraph, VisionGraph
 from laco_export.onnx_writer import ENCODER_OPS, write_graph
 from laco_export.precision import Module, Precisions
+from laco_export.ranges import measure_ranges
 from laco_export.targets import CompileRequest, FinishRequest
 from laco_export.targets.openvino import TARGET
+from laco_export.targets.openvino_weights import dense_layers
 from laco_runtimes import graphs
 from laco_runtimes.engines.base import Floats, LoadedEngine, LoadRequest
-from laco_runtimes.engines.openvino import load
+from laco_runtimes.engines.openvino import import_openvino, load, openvino_core
 from laco_runtimes.generation import splice
 from laco_runtimes.graphs import GraphSpec
 from laco_runtimes.images import load_image, normalise, resize_square
 from laco_runtimes.manifest import EngineFacts, LanguageFacts, MergerFacts, Variant, VisionFacts
 from laco_runtimes.prompt import encode_text, load_tokenizer
+
+if TYPE_CHECKING:
+    from openvino import Model
 
 TINY = Path(__file__).parents[3] / "samples" / "laco-tiny"
 ANSWER = 4
@@ -169,13 +174,40 @@ def request_for(
     )
 
 
+def write_ranges(model: Model, images: Floats, path: Path) -> Path:
+    """What `measure_ranges` writes, of a model that was never ONNX. Names what enters its layers.
+
+    Args:
+        model: an encoder.
+        images: its input, [images, ...].
+        path: where to write.
+    """
+    openvino = import_openvino()
+    sources = {
+        layer.input_value(0).get_node().get_friendly_name(): layer.input_value(0)
+        for layer, _ in dense_layers(model)
+    }
+    for name, source in sources.items():
+        source.get_tensor().set_names({*source.get_names(), name})
+    probe = openvino.Model(list(sources.values()), model.get_parameters())
+    hints = {"INFERENCE_PRECISION_HINT": "f32"}
+    found = openvino_core().compile_model(probe, "CPU", hints)(images)
+    ends = {}
+    for place, name in enumerate(sources):
+        rows = found[place].reshape(-1, found[place].shape[-1])
+        ends[name] = np.stack([rows.min(0), rows.max(0)])
+    np.savez(path, allow_pickle=False, **ends)
+    return path
+
+
 def compile_bundle(source: Source, root: Path, precisions: Precisions) -> Compiled:
     """All three graphs."""
     root.mkdir()
     (root / "onnx").symlink_to(source.root / "onnx")
     shutil.copyfile(TINY / "tokenizer.json", root / "tokenizer.json")
-    calibration = root / "calibration.npy"
-    np.save(calibration, np.concatenate([source.pixels(one) for one in QUESTIONS[:8]]))
+    calibration = root / "ranges.npz"
+    pixels = np.concatenate([source.pixels(one) for one in QUESTIONS[:8]])
+    measure_ranges(root / "onnx" / "vision_encoder.onnx", pixels, calibration, lambda: None)
     paths = {
         module: TARGET.compile(
             request_for(
