@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
     FIRST_EXCEPTION,
     Future,
@@ -15,6 +16,7 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver
@@ -49,8 +51,23 @@ def prepare(modules: Sequence[str]) -> None:
     global _prepared  # noqa: PLW0603 - so is the process to fork from
     if sys.platform == "linux" and not _prepared:
         multiprocessing.set_forkserver_preload(list(modules))
-        forkserver.ensure_running()
+        with _uninterrupted():
+            forkserver.ensure_running()
         _prepared = True
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """What begins in here lives through Ctrl-C in the terminal: its parent ends it, without the
+    tracebacks of both."""
+    if threading.current_thread() is not threading.main_thread():  # elsewhere it cannot be set
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @dataclass(frozen=True, slots=True)

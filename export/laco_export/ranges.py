@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnxscript import ir
@@ -66,8 +67,8 @@ def measure_ranges(source: Path, images: Floats, path: Path, step: Callable[[], 
             "Check the weights, or use --vision-precision int8w."
         )
     pairs = zip(ends[::2], ends[1::2], strict=True)
-    found = {name: np.stack(pair) for name, pair in zip(names, pairs, strict=True)}
-    np.savez(path, allow_pickle=False, **found)
+    ranges: dict[str, Any] = dict(zip(names, map(np.stack, pairs), strict=True))
+    np.savez(path, **ranges)
     return np.concatenate(features)
 
 

@@ -16,8 +16,9 @@ from laco_export.onnx_writer import ENCODER_OPS, write_graph
 from laco_runtimes import graphs
 from laco_runtimes.graphs import GraphSpec
 from tests.bundles import PLAN, RandomBundles, random_samples
-from tests.export.flavour_engines import small_model, write_flavour
+from tests.export.flavour_engines import FACTS, form_of, write_flavours
 from tests.model.tower_samples import laco_config, randomize
+from tests.shared import made_once, run_folder
 
 
 @pytest.fixture(scope="session")
@@ -33,12 +34,11 @@ def job(checkpoint: Checkpoint) -> ExportJob:
 @pytest.fixture(scope="session")
 def flavours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, GraphSpec]]:
     """A small decoder in every flavour, all in one folder: its file and its declaration."""
-    folder, model = tmp_path_factory.mktemp("flavours"), small_model()
-    written = {"stateful": write_flavour(model, "stateful", folder)}
-    for name in FLAVOURS:
-        if name not in written:
-            written[name] = write_flavour(model, name, folder, share=written["stateful"][0])
-    return written
+    folder = made_once(run_folder(tmp_path_factory) / "flavours", write_flavours)
+    return {
+        name: (folder / f"{flavour.stem}.onnx", flavour.spec(FACTS, form_of(name)))
+        for name, flavour in FLAVOURS.items()
+    }
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,20 @@ def small_model(facts: LanguageFacts = FACTS) -> Qwen2ForCausalLM:
     return model
 
 
+def form_of(name: str) -> DecoderForm:
+    """Of the graphs in these tests."""
+    return DecoderForm(FLAVOURS[name].name, capacity=CAPACITY if name == "static" else None)
+
+
+def write_flavours(folder: Path) -> None:
+    """The graph of every flavour, with one file of weights."""
+    model = small_model()
+    source, _ = write_flavour(model, "stateful", folder)
+    for name in FLAVOURS:
+        if name != "stateful":
+            write_flavour(model, name, folder, share=source)
+
+
 def write_flavour(
     model: Qwen2ForCausalLM,
     name: str,
@@ -69,8 +83,7 @@ def write_flavour(
     facts: LanguageFacts = FACTS,
 ) -> tuple[Path, GraphSpec]:
     """The graph of one flavour and its declaration."""
-    flavour = FLAVOURS[name]
-    form = DecoderForm(flavour.name, capacity=CAPACITY if name == "static" else None)
+    flavour, form = FLAVOURS[name], form_of(name)
     spec = flavour.spec(facts, form)
     graph = DecoderGraph(
         model.model,

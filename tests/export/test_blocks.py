@@ -218,7 +218,7 @@ def same(count: int) -> list[nn.Module]:
         (lambda: Blocks(*same(3), Scaled(eps=0.5), *same(1)), 3),
         (lambda: Blocks(*(Scaled(act=Activation(form)) for form in FORMS)), 2),
         (lambda: Blocks(*same(4), extra=True), 2),
-        (lambda: Halved(*same(6)), 4),
+        pytest.param(lambda: Halved(*same(6)), 4, marks=pytest.mark.full),
         pytest.param(lambda: Blocks(*same(4)), 3, marks=pytest.mark.full),
         pytest.param(lambda: Blocks(*same(2)), 0, marks=pytest.mark.full),
         pytest.param(lambda: Blocks(*(Pair() for _ in range(4))), 0, marks=pytest.mark.full),

@@ -44,11 +44,12 @@ def fill(bundles: RandomBundles, folder: Path, target: str, *options: object) ->
     )
 
 
+@pytest.mark.parametrize("moments", [3, pytest.param(12, marks=pytest.mark.full)])
 def test_kills_while_sealing_and_replacing_leave_the_old_bundle_or_the_new(
-    bundle_for: RandomBundles, tmp_path: Path
+    bundle_for: RandomBundles, tmp_path: Path, moments: int
 ) -> None:
-    result = kill(bundle_for, tmp_path, "onnxruntime", "--maker", "seal", "--moments", 6)
-    assert len(result["seen"]) == 6
+    result = kill(bundle_for, tmp_path, "onnxruntime", "--maker", "seal", "--moments", moments)
+    assert len(result["seen"]) == moments
 
 
 @pytest.mark.full

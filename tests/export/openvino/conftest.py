@@ -5,12 +5,20 @@ from __future__ import annotations
 import pytest
 
 from laco_export.precision import Precisions
-from tests.export.openvino.work import Compile, Compiled, Source, compile_bundle, write_source
+from tests.export.openvino.work import (
+    Compile,
+    Compiled,
+    Source,
+    compile_bundle,
+    open_source,
+    write_source,
+)
+from tests.shared import made_once, run_folder
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    return write_source(tmp_path_factory.mktemp("tiny"))
+    return open_source(made_once(run_folder(tmp_path_factory) / "openvino-tiny", write_source))
 
 
 @pytest.fixture(scope="session")

@@ -80,14 +80,14 @@ class Source:
         return [*template.system, *template.turn(text, [self.variant.tokens_per_tile])]
 
 
-def write_source(root: Path) -> Source:
-    """Trace the three graphs of the shipped model."""
+def open_source(root: Path) -> Source:
+    """The shipped model, its graphs in `root` or to be written there."""
     checkpoint = load_checkpoint(TINY)
     config, model = checkpoint.config, checkpoint.model
     model.eval()  # type: ignore[no-untyped-call]
     text: Any = config.text
     vision: Any = config.vision
-    source = Source(
+    return Source(
         root,
         checkpoint,
         LanguageFacts(
@@ -115,6 +115,12 @@ def write_source(root: Path) -> Source:
             latency_only=False,
         ),
     )
+
+
+def write_source(root: Path) -> None:
+    """Trace the three graphs."""
+    source = open_source(root)
+    model, text = source.checkpoint.model, cast(Any, source.checkpoint.config.text)
     body, declared = model.model.language_model, specs(source)
     theta = text.rope_parameters["rope_theta"]
     head_dim = source.language.head_dim
@@ -123,7 +129,6 @@ def write_source(root: Path) -> Source:
     write_graph(VisionGraph(model), declared["vision_encoder"], onnx, allowed_ops=ENCODER_OPS)
     write_graph(EmbedGraph(body.embed_tokens), declared["embed_tokens"], onnx)
     write_graph(decoder, declared["decoder"], onnx)
-    return source
 
 
 @dataclass(frozen=True)
@@ -192,11 +197,11 @@ def write_ranges(model: Model, images: Floats, path: Path) -> Path:
     probe = openvino.Model(list(sources.values()), model.get_parameters())
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
     found = openvino_core().compile_model(probe, "CPU", hints)(images)
-    ends = {}
+    ends: dict[str, Any] = {}
     for place, name in enumerate(sources):
         rows = found[place].reshape(-1, found[place].shape[-1])
         ends[name] = np.stack([rows.min(0), rows.max(0)])
-    np.savez(path, allow_pickle=False, **ends)
+    np.savez(path, **ends)
     return path
 
 
