@@ -76,12 +76,11 @@ def write_calibration(job: ExportJob, path: Path) -> Path:
         ImageError: an image that cannot be read.
     """
     images = calibration_images(job)
-    if not path.exists():
-        side = job.preprocessing.image_size
-        array = disk_array(path, np.float32, (len(images), 3, side, side))
-        for index, image in enumerate(images):
-            array[index] = preprocess(load_image(image), job.preprocessing)[0]
-        array.flush()
+    side = job.preprocessing.image_size
+    array = disk_array(path, np.float32, (len(images), 3, side, side))
+    for index, image in enumerate(images):
+        array[index] = preprocess(load_image(image), job.preprocessing)[0]
+    array.flush()
     return path
 
 

@@ -19,7 +19,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import forkserver
 from queue import Empty
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -50,6 +49,8 @@ def prepare(modules: Sequence[str]) -> None:
     """
     global _prepared  # noqa: PLW0603 - so is the process to fork from
     if sys.platform == "linux" and not _prepared:
+        from multiprocessing import forkserver  # not there on Windows
+
         multiprocessing.set_forkserver_preload(list(modules))
         with _uninterrupted():
             forkserver.ensure_running()

@@ -12,12 +12,14 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from laco_deploy.model import LacoForConditionalGeneration
 from laco_deploy.model.mergers import MERGERS
@@ -25,7 +27,10 @@ from laco_deploy.model.towers import TOWERS, find_tower
 from laco_export.audit import EncoderAudit, audit_encoder
 from laco_export.graphs import VisionGraph
 from laco_export.onnx_writer import ENCODER_OPS, write_graph
+from laco_export.ranges import measure_ranges
+from laco_export.targets.openvino_activations import int8_activations
 from laco_runtimes import graphs
+from laco_runtimes.engines.openvino import openvino_core
 from tests.export.static_graphs import assert_static_but_for_tiles
 from tests.model.tower_samples import KINDS, laco_config, pixels, randomize
 
@@ -111,7 +116,20 @@ def check_exports(model: LacoForConditionalGeneration, tokens: int, folder: Path
             expected = model.get_image_features(images).numpy()
         [found] = session.run(None, {"pixel_values": images.numpy()})
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    check_rounds(path, images.numpy())
     return used
+
+
+def check_rounds(path: Path, images: NDArray[np.float32]) -> None:
+    """OpenVINO knows every layer of the graph by the name of what enters it."""
+    ranges = path.with_name("ranges.npz")
+    features = measure_ranges(path, images, ranges, lambda: None)
+    model = openvino_core().read_model(path)
+    int8_activations(model, SimpleNamespace(calibration=ranges))  # type: ignore[arg-type]
+    assert any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+    rounded = openvino_core().compile_model(model, "CPU")(images)[0]
+    apart = (rounded * features).sum() / np.linalg.norm(rounded) / np.linalg.norm(features)
+    assert apart > 0.98
 
 
 def check_audit(audit: EncoderAudit, model: LacoForConditionalGeneration) -> None:

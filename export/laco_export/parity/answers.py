@@ -137,7 +137,7 @@ def ask_engine(
     return files.done()
 
 
-def ask_source(
+def ask_together(
     engine: LoadedEngine,
     rows: Rows,
     asked: QuestionSet,
@@ -201,4 +201,4 @@ def _answer(
             logits = rows.step(engine.language.embed(tokens))
 
 
-__all__ = ["UNUSED", "AnswerFiles", "Answers", "ask_engine", "ask_source", "prompt_embeds"]
+__all__ = ["UNUSED", "AnswerFiles", "Answers", "ask_engine", "ask_together", "prompt_embeds"]

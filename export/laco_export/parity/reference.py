@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from laco_export.job import ExportJob
-from laco_export.parity.answers import UNUSED, Answers, ask_source, prompt_embeds
+from laco_export.parity.answers import UNUSED, Answers, ask_together, prompt_embeds
 from laco_export.parity.measures import cosines
 from laco_export.parity.pytorch import onnx_figures
 from laco_export.parity.questions import QuestionSet
@@ -91,7 +91,9 @@ def ask_reference(
     forced = np.full((len(asked.answered), asked.longest), UNUSED)
     forced[rows, : few.longest] = pytorch.tokens
     batch = Rows(decoder_session(engine.language), asked.job.language)
-    answers = ask_source(engine, batch, asked, work / "reference", step, forced=forced, known=known)
+    answers = ask_together(
+        engine, batch, asked, work / "reference", step, forced=forced, known=known
+    )
     features = np.concatenate([answers.features[asked.rows(place)] for place in few.places])
     logits = answers.logits[rows, : few.longest]
     figures = onnx_figures(engine, few, pytorch, features, logits)
