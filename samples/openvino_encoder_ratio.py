@@ -76,6 +76,7 @@ def write_encoder(folder: Path, preset: str, after_block: int) -> None:
 
 def compile_encoder(folder: Path, precision: str, images: int) -> Path:
     """What the target openvino makes of it; calibrated on noise, which time does not depend on."""
+    from laco_export.ranges import measure_ranges
     from laco_export.targets import CompileRequest
     from laco_export.targets.openvino import TARGET
     from laco_runtimes import graphs
@@ -86,9 +87,12 @@ def compile_encoder(folder: Path, precision: str, images: int) -> Path:
     root.mkdir(exist_ok=True)
     if not (root / "onnx").exists():
         (root / "onnx").symlink_to(Path("..") / "onnx")
-    calibration = root / "calibration.npy"
-    np.save(calibration, np.random.default_rng(0).standard_normal((images, 3, side, side), "f4"))
     start = time.perf_counter()
+    ranges = None
+    if precision in TARGET.calibrated:
+        ranges = root / "ranges.npz"
+        noise = np.random.default_rng(0).standard_normal((images, 3, side, side), "f4")
+        measure_ranges(folder / "onnx" / "vision_encoder.onnx", noise, ranges, lambda: None)
     path = TARGET.compile(
         CompileRequest(
             root=root,
@@ -108,7 +112,7 @@ def compile_encoder(folder: Path, precision: str, images: int) -> Path:
                 model_type="encoder", blocks=1, width=1, image_size=side, patch_size=1
             ),
             precision=precision,
-            calibration=calibration,
+            calibration=ranges,
         )
     )
     print(f"{root}: compiled in {time.perf_counter() - start:.0f} s", file=sys.stderr)
