@@ -162,6 +162,7 @@ class _Export:
         self.job, self.target, self.candidates = job, target, candidates
         self.root, self.work = root, work
         self.calibrates = any(one.vision in target.calibrated for one in candidates)
+        self.observes = self.calibrates and target.calibration == "ranges"
         self.unverified = target.check_runs() if job.parity_samples else NOT_ASKED
         self.calibrated = 0
         self.watch = Watch(progress, self._steps())
@@ -222,7 +223,7 @@ class _Export:
         compared = asked + len(job.variants) - 1 if self.unverified is None else 0
         reference = asked + 1 if asked else 0  # 1: ask PyTorch
         observed = 0
-        if self.calibrates and self.target.calibration == "ranges":
+        if self.observes:
             observed = len(job.variants) * len(calibration_images(job))
         return 2 * graphs + observed + reference + compared + 1
 
@@ -232,10 +233,10 @@ class _Export:
         if not self.runner.apart:
             return
         available = available_bytes()
-        expected = forecast(self.job, calibrated=self.calibrates, beside=True)
+        expected = forecast(self.job, calibrated=self.observes, beside=True)
         beside = available is not None and available > expected.peak
         if not beside:
-            expected = forecast(self.job, calibrated=self.calibrates)
+            expected = forecast(self.job, calibrated=self.observes)
         self.runner = replace(self.runner, beside=beside)
         there = "" if available is None else f"; {readable(available)} are available"
         logger.info("the export will take about %s of memory%s", expected, there)
@@ -257,11 +258,11 @@ class _Export:
 
     def _calibrate(self, asked: questions.QuestionSet | None) -> Calibrated:
         """Before anything else is asked: what is encoded here need not be encoded again."""
-        job, target = self.job, self.target
+        job = self.job
         if not self.calibrates:
             return Calibrated()
         images = write_calibration(job, self.work / "calibration.npy")
-        if target.calibration == "ranges":
+        if self.observes:
             return self.runner.run("calibration", calibrate, job, self.root, images, asked)
         return Calibrated({source.name: images for source in job.variants})
 

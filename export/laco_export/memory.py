@@ -45,7 +45,8 @@ def forecast(job: ExportJob, *, calibrated: bool = False, beside: bool = False) 
 
     Args:
         job: what to export.
-        calibrated: whether activations of the vision encoder are rounded as well.
+        calibrated: whether activations of the vision encoder are rounded, by ranges that a stage of
+            their own finds.
         beside: whether processes for both halves of the model run at the same time.
     """
     encoder, embedding, decoder = (

@@ -17,6 +17,8 @@ from onnxscript import ir
 from laco_export.protocols import Floats
 from laco_export.qdq import products
 from laco_export.session import brief_session
+from laco_runtimes.engines.base import engine_errors
+from laco_runtimes.engines.onnxruntime import RETRY
 from laco_runtimes.errors import ExportError
 
 FEATURES = "image_features"
@@ -47,6 +49,7 @@ def measure_ranges(source: Path, images: Floats, path: Path, step: Callable[[], 
 
     Raises:
         ExportError: the images cause something that is no number.
+        EngineError: the graph does not run here.
     """
     model = ir.load(source)
     names = _watch(model.graph)
@@ -55,7 +58,8 @@ def measure_ranges(source: Path, images: Floats, path: Path, step: Callable[[], 
     features = []
     session = brief_session(ir.to_proto(model).SerializeToString(), source.parent)
     for image in images:
-        first, *found = session.run(outputs, {"pixel_values": image[None]})
+        with engine_errors("encoding a calibration image with ONNX Runtime", RETRY):
+            first, *found = session.run(outputs, {"pixel_values": image[None]})
         features.append(first)
         ends = ends or found
         for place, value in enumerate(found):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from laco_runtimes.engines.onnxruntime import NO_PREPACKING, WEIGHTS_FOLDER
+from laco_runtimes.engines.base import engine_errors
+from laco_runtimes.engines.onnxruntime import NO_PREPACKING, RETRY, WEIGHTS_FOLDER
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -17,6 +18,9 @@ def brief_session(graph: Path | bytes, weights: Path) -> InferenceSession:
     Args:
         graph: a file, or the model itself.
         weights: folder of the file with its weights.
+
+    Raises:
+        EngineError: it cannot be loaded.
     """
     import onnxruntime
 
@@ -24,7 +28,8 @@ def brief_session(graph: Path | bytes, weights: Path) -> InferenceSession:
     options.log_severity_level = 3  # errors
     options.add_session_config_entry(NO_PREPACKING, "1")
     options.add_session_config_entry(WEIGHTS_FOLDER, str(weights))
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    with engine_errors("loading an fp32 graph with ONNX Runtime", RETRY):
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 __all__ = ["brief_session"]

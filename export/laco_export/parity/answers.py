@@ -151,7 +151,7 @@ def ask_together(
 
     Args:
         engine: runs the graphs.
-        rows: the decoder once more.
+        rows: answers of its decoder that grow together; empty.
         asked: the questions.
         folder: where to write; made.
         step: called after each image.

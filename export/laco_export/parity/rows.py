@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laco_export.protocols import Floats
+from laco_runtimes.engines.base import engine_errors
+from laco_runtimes.engines.onnxruntime import RETRY
 from laco_runtimes.graphs import cache_names
 from laco_runtimes.manifest import LanguageFacts
 
@@ -101,9 +103,10 @@ class Rows:
         cache: list[Floats],
     ) -> tuple[Floats, list[Floats]]:
         inputs = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
-        logits, *after = self._session.run(
-            self._outputs, {**inputs, **dict(zip(self._past, cache, strict=True))}
-        )
+        with engine_errors("decoding with ONNX Runtime", RETRY):
+            logits, *after = self._session.run(
+                self._outputs, {**inputs, **dict(zip(self._past, cache, strict=True))}
+            )
         return logits[:, 0], after
 
 
